@@ -1,0 +1,1 @@
+"""L0: types, protocols, seeds, specs, configuration, errors."""

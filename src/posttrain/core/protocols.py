@@ -1,0 +1,179 @@
+"""What the layers ask of each other. Structural types: an implementation needs no base class."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from .types import (
+    Answer,
+    Candidate,
+    Checkpoint,
+    Completion,
+    Delta,
+    Example,
+    ModelShape,
+    Prompt,
+    Sampling,
+    Score,
+    TokenEvent,
+    Verdict,
+)
+
+__all__ = [
+    "Budget",
+    "Engine",
+    "Judge",
+    "Prompter",
+    "Strategy",
+    "Task",
+    "Tools",
+    "Trainer",
+    "Updatable",
+    "Verifier",
+    "Watch",
+]
+
+Watch = Callable[[TokenEvent], bool]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that generates. `can` is checked before a run.
+
+    It holds some of "logprobs", "score", "prefix", "watch", "stream", "update".
+    """
+
+    @property
+    def can(self) -> frozenset[str]: ...
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights, their version and anything else that changes what is generated."""
+        ...
+
+    @property
+    def shape(self) -> ModelShape | None: ...
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        seed: int,
+        samples: Sequence[int] = (0,),
+        watch: Watch | None = None,
+    ) -> list[Completion]:
+        """Draw the samples with these indices: `range(4, 8)` asks for the next four of the same pool."""
+        ...
+
+    async def score(self, prompt: Prompt, continuation: str | Completion) -> Completion:
+        """Return the continuation with the model's own log-probability of each of its tokens."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> AsyncIterator[Delta]:
+        """Yield sample 0 as it is written; closing the iterator cancels the request."""
+        ...
+
+
+class Updatable(Protocol):
+    """An engine whose weights can be replaced (online reinforcement learning)."""
+
+    def update(self, weights: Iterable[tuple[str, Any]]) -> None: ...
+
+
+class Task(Protocol):
+    """A source of examples, a way to read an answer from a text, and a grader."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str:
+        """Names the content: it changes when an example or the grading changes."""
+        ...
+
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def instruction(self) -> str:
+        """The sentence that says how to give the final answer."""
+        ...
+
+    def examples(self, split: str) -> Sequence[Example]: ...
+    def extract(self, text: str) -> str | None: ...
+    def key(self, answer: str) -> str:
+        """Return a canonical form: equivalent answers have equal keys (used for voting)."""
+        ...
+
+    def grade(self, example: Example, answer: str | None) -> float:
+        """Return 1.0 for a right answer and 0.0 for a wrong or missing one."""
+        ...
+
+
+class Prompter(Protocol):
+    """Lever 1: turns an example into a prompt."""
+
+    def __call__(self, task: Task, example: Example, *, seed: int) -> Prompt: ...
+
+
+class Verifier(Protocol):
+    """Scores texts for an example; `oracle` says that it looks at the gold answer."""
+
+    @property
+    def oracle(self) -> bool: ...
+    async def __call__(self, example: Example, texts: Sequence[str]) -> list[Score]: ...
+
+
+class Judge(Protocol):
+    """Prefers one of two responses, asked in both orders."""
+
+    async def __call__(self, example: Example, a: str, b: str) -> Verdict: ...
+
+
+class Budget(Protocol):
+    """Answers whether more may be spent on this example."""
+
+    def left(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What a strategy may use for one example. Everything that costs is metered behind these."""
+
+    engine: Engine
+    extract: Callable[[str], str | None]
+    key: Callable[[str], str]
+    sampling: Sampling = field(default_factory=Sampling)  # the task's token limit and stops
+    verifiers: Mapping[str, Verifier] = field(default_factory=dict)
+    judge: Judge | None = None
+    budget: Budget | None = None
+
+    async def sample(
+        self, prompt: Prompt, sampling: Sampling, *, seed: int, samples: Sequence[int] = (0,), watch: Watch | None = None
+    ) -> list[Candidate]:
+        """Generate and read the answers; a prompt with a `cue` gets its second, greedy stage per sample."""
+        completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
+        candidates = []
+        for completion in completions:
+            text = completion.text
+            if prompt.cue is not None:
+                head = prompt.prefix if isinstance(prompt.prefix, str) else ""
+                opened = replace(prompt, prefix=f"{head}{text.rstrip()}\n{prompt.cue}", cue=None)
+                second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
+                (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+                text = f"{text.rstrip()}\n{prompt.cue}{tail.text}"
+            candidates.append(Candidate(text=text, answer=self.extract(text), completion=completion))
+        return candidates
+
+
+class Strategy(Protocol):
+    """Lever 2: one example at a time; the engine turns many at once into batches."""
+
+    async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer: ...
+
+
+class Trainer(Protocol):
+    """Levers 3 and 4: from a checkpoint and rows to a checkpoint; killed and called again, it resumes inside `out`."""
+
+    def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint: ...

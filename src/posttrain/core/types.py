@@ -1,0 +1,246 @@
+"""The values that every layer speaks of. Frozen, slotted, keyword-only; no behaviour beyond arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Checkpoint",
+    "Completion",
+    "Cost",
+    "Delta",
+    "Example",
+    "Finish",
+    "Message",
+    "ModelShape",
+    "Prompt",
+    "Role",
+    "Sampling",
+    "Score",
+    "TokenEvent",
+    "Usage",
+    "Verdict",
+]
+
+Role = Literal["system", "user", "assistant", "tool"]
+Finish = Literal["stop", "length", "watch", "cancelled"]
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the `{"role", "content"}` form that chat templates take."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One item of a task: what is asked, and (hidden from methods) what is right."""
+
+    id: str
+    question: str = ""
+    messages: tuple[Message, ...] = ()
+    choices: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = _EMPTY  # public facts: subject, level, …
+    answer: str | None = None  # hidden
+    rationale: str | None = None  # hidden
+    gold: Mapping[str, Any] = _EMPTY  # hidden: whatever else the grader needs
+
+    def public(self) -> Example:
+        """Return the example without anything that tells the right answer: all that a method ever sees."""
+        return replace(self, answer=None, rationale=None, gold=_EMPTY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. `temperature=0` is greedy; `logprobs=k` also returns the k most likely tokens of each step."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one or more engine calls; additive.
+
+    `prompt` is charged once per call, however many samples the call draws. `cached` of those were not computed
+    again (a shared prefix), `replayed` of the generated ones came from a generation cache: what was *spent* is
+    `prompt - cached + generated - replayed + scored`, what the work *costs* cold leaves both out.
+    """
+
+    calls: int = 0
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    replayed: int = 0
+    scored: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            prompt=self.prompt + other.prompt,
+            cached=self.cached + other.cached,
+            generated=self.generated + other.generated,
+            replayed=self.replayed + other.replayed,
+            scored=self.scored + other.scored,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens at the cold price."""
+        return self.prompt + self.generated + self.scored
+
+    @property
+    def tokens_spent(self) -> int:
+        """Tokens this run really computed."""
+        return self.tokens - self.cached - self.replayed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a piece of work costs cold (`usage`, `flops`) and what this run paid (`flops_spent`, `seconds`); additive."""
+
+    usage: Usage = field(default_factory=Usage)
+    flops: float = 0.0
+    flops_spent: float = 0.0
+    seconds: float = 0.0
+    peak_bytes: int = 0  # maximum, not sum
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            usage=self.usage + other.usage,
+            flops=self.flops + other.flops,
+            flops_spent=self.flops_spent + other.flops_spent,
+            seconds=self.seconds + other.seconds,
+            peak_bytes=max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the FLOPs formulas need of a decoder.
+
+    `matmul_params` counts weights that every token is multiplied with (embedding table excluded, output head
+    apart as `head_params`); `attention_width` is layers × query heads × head size.
+    """
+
+    parameters: int
+    matmul_params: int
+    head_params: int
+    layers: int
+    attention_width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine wrote (or scored).
+
+    `logprobs` are natural logs of each token under the distribution it was sampled from (temperature, top-k and
+    top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
+    `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    raw_logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    end_logprob: float | None = None
+    finish: Finish = "stop"
+    sample: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation to answer. `prefix` opens the assistant's turn; a `Completion` is continued by its token ids.
+
+    `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
+    text and the answer is read from what follows.
+    """
+
+    messages: tuple[Message, ...]
+    prefix: Completion | str | None = None
+    cue: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One generated token, as a `watch` sees it. Returning True ends the trace after this token."""
+
+    sample: int
+    index: int  # position in the completion, from 0
+    token: int
+    logprob: float  # raw
+    top_logprobs: tuple[tuple[int, float], ...]  # as many as Sampling.logprobs asks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece of a streamed completion; the last one carries the whole `completion`."""
+
+    text: str
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One sampled response with the answer read from it (None: unparsed)."""
+
+    text: str
+    answer: str | None
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a strategy returns: the chosen response, its answer, and everything it chose from."""
+
+    text: str
+    answer: str | None
+    candidates: tuple[Candidate, ...] = ()
+    scores: tuple[float, ...] = ()
+    trace: Mapping[str, Any] = _EMPTY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A verifier's opinion of one text: a value (higher is better) and, from process verifiers, one per step."""
+
+    value: float
+    steps: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A judge's preference between `a` and `b`, asked in both orders; disagreement is a tie."""
+
+    winner: Literal["a", "b", "tie"]
+    flipped: bool = False  # the two orders disagreed
+    probability_a: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model on disk: a Hugging Face folder, or a PEFT adapter folder with its `base`."""
+
+    path: Path
+    base: str | None = None
+    key: str = ""  # content key of the stage that made it
+    cost: Cost = field(default_factory=Cost)

@@ -1,0 +1,1 @@
+"""L1: reading rows, rendering chats, trained-token masks."""

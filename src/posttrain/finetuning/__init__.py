@@ -1,0 +1,1 @@
+"""L5, lever 3: weights from demonstrations."""

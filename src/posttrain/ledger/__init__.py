@@ -1,0 +1,1 @@
+"""L1: the store of result rows."""

@@ -1,0 +1,1 @@
+"""L1: losses and estimators, pure functions of tensors."""

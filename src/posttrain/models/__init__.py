@@ -1,0 +1,1 @@
+"""L2: finding, loading and adapting models."""

@@ -1,0 +1,1 @@
+"""L5, lever 4: weights from judgements."""

@@ -1,0 +1,1 @@
+"""L5, lever 1: what goes in."""

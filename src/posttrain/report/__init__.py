@@ -1,0 +1,1 @@
+"""L6: tables, figures, pages."""

@@ -1,0 +1,1 @@
+"""L1: statistics, pure functions of numbers."""

@@ -1,0 +1,1 @@
+"""L2: what is asked and how it is graded."""

@@ -1,0 +1,1 @@
+"""L3: the training step and loop that every trainer shares."""
