@@ -126,7 +126,7 @@ def available(package: str) -> list[str]:
 
 
 def lookup(name: str, package: str, kind: str) -> type[Any]:
-    """Return the class that `name` names: `few_shot` is `FewShot` in `<package>/few_shot.py`; `Own@file.py` is a user's `Own`."""
+    """Return the class a name names: `few_shot` is `FewShot` in `<package>/few_shot.py`, `Own@file.py` a user's `Own`."""
     cls, at, path = name.partition("@")
     if at:
         return _from_file(Path(path), cls, kind)
