@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "watch", "cancelled"]
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +51,14 @@ class Example:
     question: str = ""
     messages: tuple[Message, ...] = ()
     choices: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = _EMPTY  # public facts: subject, level, …
+    meta: Mapping[str, Any] = field(default_factory=dict)  # public facts: subject, level, …
     answer: str | None = None  # hidden
     rationale: str | None = None  # hidden
-    gold: Mapping[str, Any] = _EMPTY  # hidden: whatever else the grader needs
+    gold: Mapping[str, Any] = field(default_factory=dict)  # hidden: whatever else the grader needs
 
     def public(self) -> Example:
         """Return the example without anything that tells the right answer: all that a method ever sees."""
-        return replace(self, answer=None, rationale=None, gold=_EMPTY)
+        return replace(self, answer=None, rationale=None, gold={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +214,7 @@ class Answer:
     answer: str | None
     candidates: tuple[Candidate, ...] = ()
     scores: tuple[float, ...] = ()
-    trace: Mapping[str, Any] = _EMPTY
+    trace: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
