@@ -1,0 +1,149 @@
+"""Recipes: a YAML file that names a model, a task and the stages to run, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..core.config import Strict, read_yaml, validate
+from ..core.errors import ConfigError, did_you_mean
+
+__all__ = ["DataStage", "EvalStage", "Recipe", "StageConfig", "TrainStage", "load_recipe"]
+
+Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
+
+
+class EvalStage(Strict):
+    """Answer a split of the task with a prompt and a strategy."""
+
+    split: str = "test"
+    limit: int | None = Field(default=None, ge=1)
+    prompt: str = "zero_shot"
+    strategy: str = "greedy"
+
+
+class DataStage(Strict):
+    """Make training rows: from the task's own worked solutions, from an evaluation's samples, or from a file."""
+
+    maker: str | None = None
+    source: str | None = Field(default=None, alias="from")  # an earlier evaluation stage
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataStage:
+        if (self.maker is None) == (self.file is None):
+            raise ValueError("give either 'maker' or 'file'")
+        return self
+
+
+class TrainStage(Strict):
+    """Train with a method on an earlier data stage's rows."""
+
+    method: str
+    data: str
+
+
+class StageConfig(Strict):
+    """One stage: exactly one of `eval`, `data`, `train`; `model` names an earlier training stage (default: the recipe's)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    label: str | None = None
+    lever: Lever | None = None
+    model: str | None = None
+    note: str = ""
+    against: str | None = None
+    oracle_of: str | None = None  # report this stage's pass@N as an oracle rung with this label
+    eval: EvalStage | None = None
+    data: DataStage | None = None
+    train: TrainStage | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StageConfig:
+        if sum(part is not None for part in (self.eval, self.data, self.train)) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data' and 'train'")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the earlier stages this one reads."""
+        names = [self.model]
+        names += [self.data.source] if self.data else []
+        names += [self.train.data] if self.train else []
+        return tuple(name for name in names if name is not None)
+
+
+class Recipe(Strict):
+    """The whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str = ""
+    model: str
+    task: str
+    data: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int = Field(default=64, ge=1)
+    examples: dict[str, int] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    stages: list[StageConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _references(self) -> Recipe:
+        earlier: dict[str, StageConfig] = {}
+        for stage in self.stages:
+            if stage.name in earlier:
+                raise ValueError(f"two stages are called '{stage.name}'")
+            for name in (*stage.inputs, *([stage.against] if stage.against else [])):
+                if name not in earlier:
+                    near = did_you_mean(name, earlier)
+                    raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
+            if stage.model is not None and earlier[stage.model].train is None:
+                raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
+            if stage.train is not None and earlier[stage.train.data].data is None:
+                raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
+            if stage.data is not None and stage.data.source is not None and earlier[stage.data.source].eval is None:
+                raise ValueError(f"stage '{stage.name}': from '{stage.data.source}' is not an evaluation stage")
+            earlier[stage.name] = stage
+        return self
+
+    def stage(self, name: str) -> StageConfig:
+        """Return the stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def load_recipe(path: Path, *, size: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe; `size` applies one of its `sizes`, `overrides` maps dotted keys (`stages.sft.train.method`)."""
+    values = read_yaml(path)
+    sizes = values.pop("sizes", {}) or {}
+    changes: dict[str, Any] = {}
+    if size is not None:
+        if size not in sizes:
+            raise ConfigError(f"{path}: no size '{size}'{did_you_mean(size, sizes)}")
+        changes.update(sizes[size])
+    changes.update(overrides or {})
+    for key, value in changes.items():
+        _override(values, key, value, where=str(path))
+    return validate(Recipe, values, where=str(path))
+
+
+def _override(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Set a dotted key; stages are addressed by their names."""
+    current: Any = values
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(current, list):
+            named = {item.get("name"): item for item in current if isinstance(item, dict)}
+            if part not in named:
+                raise ConfigError(f"{where}: '{key}': no stage '{part}'{did_you_mean(part, [str(n) for n in named])}")
+            current = named[part]
+        elif isinstance(current, dict):
+            current = current.setdefault(part, {})
+        else:
+            raise ConfigError(f"{where}: '{key}': '{part}' is inside a plain value")
+    if not isinstance(current, dict):
+        raise ConfigError(f"{where}: '{key}' names no setting")
+    current[last] = value
