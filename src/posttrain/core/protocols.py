@@ -14,8 +14,10 @@ from .types import (
     Completion,
     Delta,
     Example,
+    Made,
     ModelShape,
     Prompt,
+    Sampled,
     Sampling,
     Score,
     TokenEvent,
@@ -26,6 +28,7 @@ __all__ = [
     "Budget",
     "Engine",
     "Judge",
+    "Maker",
     "Prompter",
     "Strategy",
     "Task",
@@ -171,6 +174,12 @@ class Strategy(Protocol):
     """Lever 2: one example at a time; the engine turns many at once into batches."""
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer: ...
+
+
+class Maker(Protocol):
+    """Makes training rows from a task's own examples or from the graded samples of an earlier evaluation."""
+
+    def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made: ...
 
 
 class Trainer(Protocol):

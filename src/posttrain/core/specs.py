@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import ConfigError, did_you_mean
 
-__all__ = ["Spec", "available", "build", "format_spec", "lookup", "parse"]
+__all__ = ["Spec", "available", "build", "format_spec", "format_value", "instantiate", "lookup", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def format_spec(spec: Spec) -> str:
     """Write a spec so that `parse` reads it back."""
     if not spec.params:
         return spec.name
-    return spec.name + ":" + ",".join(f"{key}={_format(value)}" for key, value in sorted(spec.params.items()))
+    return spec.name + ":" + ",".join(f"{key}={format_value(value)}" for key, value in sorted(spec.params.items()))
 
 
 def _split(text: str, separator: str, whole: str) -> list[str]:
@@ -105,13 +105,14 @@ def _value(text: str, whole: str) -> Any:
     return text
 
 
-def _format(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Write one value as specs write it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, Spec):
         return f"({format_spec(value)})"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_format(item) for item in value) + "]"
+        return "[" + ",".join(format_value(item) for item in value) + "]"
     if isinstance(value, str) and (not value or any(c in value for c in ",:()[]= '\"") or _value(value, value) != value):
         return f'"{value}"' if '"' not in value else f"'{value}'"
     return str(value)

@@ -16,10 +16,12 @@ __all__ = [
     "Delta",
     "Example",
     "Finish",
+    "Made",
     "Message",
     "ModelShape",
     "Prompt",
     "Role",
+    "Sampled",
     "Sampling",
     "Score",
     "TokenEvent",
@@ -242,3 +244,22 @@ class Checkpoint:
     base: str | None = None
     key: str = ""  # content key of the stage that made it
     cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One question of a finished evaluation with its graded responses: what data makers choose from."""
+
+    example: Example
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]  # 1.0 right, 0.0 wrong or unparsed
+    finishes: tuple[Finish, ...]
+    answers: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """Training rows with the counts that say what was kept and what was not."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    counts: Mapping[str, int]

@@ -1,0 +1,28 @@
+"""`posttrain data explain`: the text a model would be trained on, the trained tokens marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["explain_rows"]
+
+
+def explain_rows(model: str, data: str, rows: int, train_on: str, chat_template: Path | None) -> None:
+    """Print the first rows of `data` as the model's template renders them."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    from ..core.errors import ConfigError, did_you_mean
+    from ..data.explain import explain, render_rich
+    from ..data.formats import normalise
+    from ..data.sources import read_rows
+    from ..models.load import load_tokenizer
+
+    if train_on not in ("all", "last"):
+        raise ConfigError(f"--train {train_on}: unknown{did_you_mean(train_on, ('all', 'last'))}")
+    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    console = Console()
+    for number, row in enumerate(normalise(read_rows(data, limit=rows), where=data), 1):
+        pieces = explain(tokenizer, row, train="all" if train_on == "all" else "last")
+        console.print(Panel(render_rich(pieces), title=f"row {number}", title_align="left"))
+    console.print("marked: trained; plain: context only", style="dim")

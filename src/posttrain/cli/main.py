@@ -1,0 +1,249 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError, PosttrainError
+
+app = typer.Typer(
+    name="posttrain",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Turn a pretrained language model into the assistant you need, with whichever lever pays: prompting, test-time "
+    "scaling, fine-tuning, preference optimisation.\n\nStart with `posttrain run recipes/quickstart.yaml`; see what there "
+    "is with `posttrain methods`.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
+app.add_typer(data_app, name="data")
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id or .gguf file.")]
+Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Prompter, for example few_shot_cot:k=8.")]
+Data = Annotated[str | None, typer.Option("--data", help="Local copy of the task's data, or train=FILE,test=FILE.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows from this.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Template = Annotated[Path | None, typer.Option("--chat-template", help="Jinja file for a model that has none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder [default: runs/<name>].")] = None,
+    size: Annotated[str | None, typer.Option(help="One of the recipe's sizes, for example smoke.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, for example stages.sft.train.method=sft:epochs=2.")
+    ] = None,
+) -> None:
+    """Run a recipe; run it again after a stop and it goes on where it was. Finished stages are skipped."""
+    from ..pipeline.recipe import load_recipe
+    from ..pipeline.run import run_recipe
+
+    overrides = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r} is not key=value")
+        overrides[key] = _scalar(value)
+    loaded = load_recipe(recipe, size=size, overrides=overrides)
+    run_recipe(loaded, recipe, out or Path("runs") / (loaded.name + (f"-{size}" if size else "")), size=size)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    task: Task,
+    prompt: Prompt = "zero_shot",
+    strategy: Annotated[str, typer.Option("--strategy", "-s", help="For example self_consistency:n=16.")] = "greedy",
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the ledger [default: by content].")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one model, prompt and strategy on a task: accuracy with its interval, and what it cost."""
+    from ..pipeline.single import evaluate_once
+
+    result = evaluate_once(
+        model=model,
+        task=task,
+        prompt=prompt,
+        strategy=strategy,
+        data=data,
+        split=split,
+        limit=limit,
+        seed=seed,
+        out=out,
+        slots=slots,
+        device=device,
+        dtype=dtype,
+        chat_template=chat_template,
+    )
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        from .show import show_result
+
+        show_result(result)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="For example sft:adapter=lora,epochs=1 or dpo:beta=0.1.")],
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint, metrics and resuming.")],
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on rows of your own; run it again after a stop and it goes on where it was."""
+    from ..pipeline.single import train_once
+
+    result = train_once(method=method, model=model, data=data, out=out, seed=seed)
+    print(json.dumps(result, ensure_ascii=False) if as_json else f"checkpoint: {result['checkpoint']}")
+
+
+@app.command()
+def compare(
+    ledgers: Annotated[list[Path], typer.Argument(help="Folders of two or more evaluations of the same examples.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare evaluations on the examples they share: paired differences, McNemar, Holm, cost."""
+    from ..report.compare import compare_ledgers, print_comparison
+
+    if len(ledgers) < 2:
+        raise ConfigError("compare needs two or more ledger folders")
+    found = compare_ledgers(ledgers)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print_comparison(found)
+
+
+@app.command()
+def chat(
+    model: Model = "smollm2-135m",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+) -> None:
+    """Talk to a model in the terminal; Ctrl-C stops an answer, Ctrl-D or /quit leaves."""
+    from .chatting import converse
+
+    converse(model, system, temperature, max_tokens, seed, device, dtype, chat_template)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods of the four levers, with paper, settings, needs and cost."""
+    from dataclasses import asdict
+
+    from ..pipeline.methods import describe_methods
+
+    found = [asdict(method) for method in describe_methods()]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        from .show import show_methods
+
+        show_methods(found)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the model aliases, and what else --model takes."""
+    from ..models.aliases import list_aliases
+
+    found = list_aliases()
+    if as_json:
+        print(json.dumps([{"alias": name, "what": what} for name, what in found], ensure_ascii=False))
+    else:
+        from .show import show_pairs
+
+        show_pairs("alias", "model", found)
+        print("--model also takes a Hugging Face folder, a PEFT adapter folder, a hub id or a .gguf file.")
+
+
+@app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that can be named."""
+    from ..tasks.registry import list_tasks
+
+    found = list_tasks()
+    if as_json:
+        print(json.dumps([{"task": name, "what": what} for name, what in found], ensure_ascii=False))
+    else:
+        from .show import show_pairs
+
+        show_pairs("task", "what", found)
+
+
+@data_app.command("explain")
+def explain(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
+    chat_template: Template = None,
+) -> None:
+    """Print what a model would be trained on: the rendered text with the trained tokens marked."""
+    from .explaining import explain_rows
+
+    explain_rows(model, data, rows, train_on, chat_template)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: packages, processor, memory, disk, cache; say what would be slow or fail."""
+    from .doctoring import examine, show
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show(found)
+    if not all(check["ok"] for check in found["checks"]):
+        raise typer.Exit(1)
+
+
+def _scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def main() -> None:
+    """Run the command line: one sentence and a non-zero exit for anything a user can mend."""
+    try:
+        app()
+    except PosttrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

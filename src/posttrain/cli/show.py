@@ -1,0 +1,58 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["show_methods", "show_pairs", "show_result"]
+
+
+def show_pairs(left: str, right: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print two columns."""
+    table = Table(left, right, box=None, pad_edge=False)
+    for name, what in rows:
+        table.add_row(name, what)
+    Console().print(table)
+
+
+def show_methods(found: Sequence[Mapping[str, str]]) -> None:
+    """Print the methods by lever: what each is, its settings, what it needs, what it costs, how it fails."""
+    console = Console()
+    for lever in dict.fromkeys(method["lever"] for method in found):
+        table = Table(title=lever, title_justify="left", title_style="bold", show_lines=True)
+        for column in ("method", "what, where from", "settings", "costs; fails when"):
+            table.add_column(column, overflow="fold")
+        for method in found:
+            if method["lever"] != lever:
+                continue
+            what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
+            what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
+            price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
+            table.add_row(f"[bold]{method['name']}[/]", what, method["settings"].replace(", ", "\n"), price)
+        console.print(table)
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """Print one evaluation."""
+    low, high = result["ci95"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row(
+        "accuracy", f"[bold]{result['accuracy']:.1%}[/]  (95% interval {low:.1%} to {high:.1%}, n = {result['n']})"
+    )
+    table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
+    table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
+    for role, usage in result["usage"].items():
+        table.add_row(
+            role, f"{usage['prompt']:,} prompt + {usage['generated']:,} generated tokens in {usage['calls']:,} calls"
+        )
+    table.add_row(
+        "cost", f"{result['cost']['tokens']:,} tokens" + (f", {result['flops']:.3g} FLOPs" if result["flops"] else "")
+    )
+    table.add_row("seconds", f"{result['seconds']:.1f}")
+    table.add_row("prompt, strategy", f"{result['prompt']}, {result['strategy']}")
+    table.add_row("ledger", result["ledger"])
+    Console().print(table)

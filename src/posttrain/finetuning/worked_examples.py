@@ -1,0 +1,48 @@
+"""Training rows from a task's own worked solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..core.errors import DataError
+from ..core.protocols import Prompter, Task
+from ..core.seeds import rng
+from ..core.types import Made, Sampled
+
+__all__ = ["WorkedExamples"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkedExamples:
+    """Ask each training question as the evaluation will; the completion is its worked steps (or its bare answer).
+
+    `n` examples are drawn without replacement from `split` by the seed; `steps=false` trains on the answers alone,
+    for comparison. Fails with `DataError` when the split is too small or holds no worked steps.
+    """
+
+    version: ClassVar[str] = "1"
+    kind: ClassVar[str] = "data"
+    summary: ClassVar[str] = "rows for SFT from a task's worked solutions"
+
+    n: int = 960
+    split: str = "train"
+    steps: bool = True
+
+    def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
+        examples = task.examples(self.split)
+        if len(examples) < self.n:
+            raise DataError(
+                f"worked_examples:n={self.n}: the {self.split} split of {task.name} has {len(examples)} examples"
+            )
+        chosen = rng(seed, "worked_examples").sample(list(examples), self.n)
+        rows = []
+        for example in chosen:
+            if self.steps and not example.rationale:
+                raise DataError(f"{task.name} has no worked steps for example {example.id}: use worked_examples:steps=false")
+            completion = example.rationale if self.steps and example.rationale else f"Answer: {example.answer}"
+            prompt = prompter(task, example.public(), seed=seed)
+            messages = [message.to_dict() for message in prompt.messages]
+            rows.append({"id": example.id, "prompt": messages, "completion": completion})
+        return Made(rows=tuple(rows), counts={"rows": len(rows)})

@@ -1,0 +1,87 @@
+"""Running a recipe: skip what is finished, resume what was cut, run the rest, report."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from ..core.files import disk_errors, read_json, write_atomic, write_json
+from .manifest import describe, record
+from .recipe import Recipe, StageConfig
+from .stages import Done, Workshop, cost_from, cost_to, read_done
+
+__all__ = ["run_recipe"]
+
+
+def run_recipe(recipe: Recipe, path: Path, out: Path, *, size: str | None = None) -> dict[str, object]:
+    """Run every stage and write the report; returns the report.
+
+    A stage whose key is unchanged and that is finished is skipped; an unfinished one goes on inside its folder; one
+    whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew.
+    """
+    console = Console(stderr=True)
+    began = time.monotonic()
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for difference in record(out / "manifest.json", describe(str(path), recipe.seed, size)):
+        console.print(f"[yellow]note:[/] since this run was started: {difference}", highlight=False)
+    if path.is_file():
+        write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
+    resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    shop = Workshop(recipe, out)
+    for stage in recipe.stages:
+        shop._versions(stage)  # a mistake in the last stage is found now, not after an hour
+    for number, stage in enumerate(recipe.stages, 1):
+        shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
+    skipped = sum(done.skipped for done in shop.done.values())
+    report = _report(shop, console)
+    seconds = time.monotonic() - began
+    console.print(
+        f"{len(shop.done) - skipped} stages run, {skipped} skipped, {seconds:.0f} s; report: {out / 'report.html'}",
+        highlight=False,
+    )
+    return report
+
+
+def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -> Done:
+    key = shop.key(stage)
+    finished = read_done(folder)
+    if finished is not None and finished["key"] == key:
+        return Done(name=stage.name, key=key, folder=folder, cost=cost_from(finished["cost"]), skipped=True)
+    _make_room(folder, key, console)
+    console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")
+    cost = shop.run(stage, folder, key)
+    write_json(
+        folder / "DONE.json",
+        {"stage": stage.name, "key": key, "cost": cost_to(cost), "finished": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
+    return Done(name=stage.name, key=key, folder=folder, cost=cost)
+
+
+def _make_room(folder: Path, key: str, console: Console) -> None:
+    """Keep a cut run of the same stage; set aside anything else that has its place."""
+    marker = folder / "KEY.json"
+    if marker.is_file():
+        old = str(read_json(marker).get("key", "unknown"))
+        if old != key:
+            aside = folder.with_name(f"{folder.name}.old-{old[:8]}")
+            suffix = 1
+            while aside.exists():
+                suffix += 1
+                aside = folder.with_name(f"{folder.name}.old-{old[:8]}-{suffix}")
+            folder.rename(aside)
+            console.print(f"{folder.name}: settings or inputs changed; the former results are in {aside.name}", highlight=False)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"key": key})
+
+
+def _report(shop: Workshop, console: Console) -> dict[str, object]:
+    from .reporting import report_run
+
+    return report_run(shop, console)

@@ -1,0 +1,197 @@
+"""The three kinds of stage: answer a split, make training rows, train. Each resumes inside its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import DataError, PosttrainError
+from ..core.files import file_hash, read_json, write_atomic, write_json
+from ..core.protocols import Task
+from ..core.types import Checkpoint, Cost, Usage
+from .evaluate import Evaluation, evaluate, load_sampled
+from .methods import build_maker, build_prompter, build_strategy, build_trainer
+from .opening import Opened, open_engine
+from .recipe import DataStage, EvalStage, Recipe, StageConfig, TrainStage
+
+__all__ = ["Done", "Workshop", "cost_from", "cost_to"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A finished stage: its key, its folder and its own cost."""
+
+    name: str
+    key: str
+    folder: Path
+    cost: Cost
+    skipped: bool = False
+
+
+def cost_to(cost: Cost) -> dict[str, Any]:
+    """Return a cost as JSON."""
+    return asdict(cost)
+
+
+def cost_from(values: Mapping[str, Any]) -> Cost:
+    """Return the cost that `cost_to` wrote."""
+    return Cost(**{**values, "usage": Usage(**values["usage"])})
+
+
+@dataclass
+class Workshop:
+    """What stages share: the recipe, its task, the engine in memory, and the stages finished so far."""
+
+    recipe: Recipe
+    out: Path
+    done: dict[str, Done] = field(default_factory=dict)
+    _engine: tuple[str, Opened] | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task, loaded once."""
+        from ..tasks.registry import load_task
+
+        recipe = self.recipe
+        return load_task(recipe.task, data=recipe.data, seed=recipe.seed, sizes=recipe.examples)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """What the recipe's model is, by content."""
+        if self.recipe.model.startswith("scripted"):
+            return self.recipe.model
+        from ..models.load import fingerprint_of
+
+        return fingerprint_of(self.recipe.model)
+
+    def key(self, stage: StageConfig) -> str:
+        """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
+        config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
+        inputs = {name: self.done[name].key for name in stage.inputs}
+        facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
+        facts["model"] = self.base_fingerprint
+        facts["numbers"] = [self.recipe.device, self.recipe.dtype]
+        facts["versions"] = self._versions(stage)
+        if stage.data is not None and stage.data.file is not None:
+            facts["file"] = file_hash(self._file(stage.data.file))
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _versions(self, stage: StageConfig) -> list[str]:
+        """Building the methods here also finds every mistake of a recipe before anything runs."""
+        methods: list[Any] = []
+        if stage.eval is not None:
+            methods = [build_prompter(stage.eval.prompt), build_strategy(stage.eval.strategy)]
+        elif stage.data is not None and stage.data.maker is not None:
+            methods = [build_maker(stage.data.maker)]
+        elif stage.train is not None:
+            methods = [build_trainer(stage.train.method)]
+        return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
+
+    def _file(self, name: str) -> Path:
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"no such file: {path}")
+        return path
+
+    def run(self, stage: StageConfig, folder: Path, key: str) -> Cost:
+        """Run or resume a stage inside its folder and return its cost."""
+        if stage.eval is not None:
+            return self._eval(stage, stage.eval, folder)
+        if stage.data is not None:
+            return self._data(stage, stage.data, folder)
+        assert stage.train is not None
+        return self._train(stage, stage.train, folder, key)
+
+    def model_ref(self, stage: StageConfig) -> str:
+        """Return what to load for a stage: an earlier stage's checkpoint or the recipe's model."""
+        return self.recipe.model if stage.model is None else str(self.done[stage.model].folder / "checkpoint")
+
+    def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
+        ref = self.model_ref(stage)
+        opened = self._open(ref)
+        examples = self.task.examples(config.split)[: config.limit]
+        evaluation = Evaluation(
+            stage=stage.name,
+            task=self.task,
+            examples=examples,
+            prompt=config.prompt,
+            strategy=config.strategy,
+            model=stage.model or opened.name,
+            seed=self.recipe.seed,
+        )
+        return evaluate(evaluation, opened.engine, folder, title=stage.label or stage.name).cost
+
+    def _open(self, ref: str) -> Opened:
+        """Keep one model in memory: the last one used."""
+        if self._engine is None or self._engine[0] != ref:
+            self._engine = None
+            recipe = self.recipe
+            self._engine = (ref, open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots))
+        return self._engine[1]
+
+    def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
+        if config.file is not None:
+            from ..data.sources import read_rows
+
+            rows: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
+            counts: Mapping[str, int] = {"rows": len(rows)}
+        else:
+            assert config.maker is not None
+            source = None if config.source is None else self.recipe.stage(config.source).eval
+            prompter = build_prompter(source.prompt if source is not None else "zero_shot")
+            sampled = []
+            if config.source is not None and source is not None:
+                examples = self.task.examples(source.split)[: source.limit]
+                sampled = load_sampled(self.done[config.source].folder, examples)
+            made = build_maker(config.maker)(self.task, prompter, sampled, seed=self.recipe.seed)
+            rows, counts = made.rows, made.counts
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(folder / "rows.jsonl", text)
+        write_json(folder / "counts.json", dict(counts))
+        return Cost()
+
+    def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
+        self._engine = None  # the engine's memory is the trainer's now
+        from ..data.sources import read_rows
+
+        rows = read_rows(self.done[config.data].folder / "rows.jsonl")
+        from ..models.load import resolve
+
+        start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
+        trained = build_trainer(config.method)(start, rows, folder, seed=self.recipe.seed)
+        return trained.cost
+
+    def ancestors(self, name: str) -> list[str]:
+        """Return every stage that a stage builds on, itself included, in the recipe's order."""
+        wanted, queue = {name}, [name]
+        while queue:
+            for parent in self.recipe.stage(queue.pop()).inputs:
+                if parent not in wanted:
+                    wanted.add(parent)
+                    queue.append(parent)
+        return [stage.name for stage in self.recipe.stages if stage.name in wanted]
+
+    def fixed_cost(self, stage: StageConfig) -> Cost:
+        """Return what had to be paid once before this evaluation: training, and the sampling that made its data."""
+        if stage.model is None:
+            return Cost()
+        total = Cost()
+        for name in self.ancestors(stage.model):
+            total = total + self.done[name].cost
+        return total
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """Return a finished stage's record, or None."""
+    path = folder / "DONE.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or "key" not in found:
+        raise PosttrainError(f"{path} is not a stage's record: remove the folder to run the stage anew")
+    return found

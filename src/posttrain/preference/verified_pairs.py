@@ -1,0 +1,53 @@
+"""Preference pairs from a model's own samples, judged by the task's verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..core.errors import DataError
+from ..core.protocols import Prompter, Task
+from ..core.seeds import rng
+from ..core.types import Made, Sampled
+
+__all__ = ["VerifiedPairs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedPairs:
+    """Pair a right response with a wrong one to the same question, both the model's own.
+
+    Questions answered all right or all wrong teach nothing and give no pair (counted). Responses cut by the length
+    limit are never chosen and never rejected: a pair should be about being right, not about stopping. At most
+    `per_question` pairs with distinct texts are drawn per question, by the seed.
+    """
+
+    version: ClassVar[str] = "1"
+    kind: ClassVar[str] = "data"
+    summary: ClassVar[str] = "preference pairs from verified samples of an earlier evaluation"
+
+    per_question: int = 2
+
+    def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
+        rows, counts = [], {"questions": len(sampled), "all_right": 0, "all_wrong": 0, "mixed": 0}
+        for item in sampled:
+            whole = [i for i, finish in enumerate(item.finishes) if finish == "stop"]
+            right = sorted({item.texts[i] for i in whole if item.scores[i] == 1.0})
+            wrong = sorted({item.texts[i] for i in whole if item.scores[i] != 1.0})
+            if not right or not wrong:
+                counts["all_right" if right else "all_wrong"] += 1
+                continue
+            counts["mixed"] += 1
+            draw = rng(seed, "verified_pairs", item.example.id)
+            k = min(self.per_question, len(right), len(wrong))
+            prompt = prompter(task, item.example.public(), seed=seed)
+            messages = [message.to_dict() for message in prompt.messages]
+            for chosen, rejected in zip(draw.sample(right, k), draw.sample(wrong, k), strict=True):
+                rows.append({"id": item.example.id, "prompt": messages, "chosen": chosen, "rejected": rejected})
+        if not rows:
+            raise DataError(
+                f"no preference pairs: of {len(sampled)} questions {counts['all_right']} were answered all right and "
+                f"{counts['all_wrong']} all wrong; sample more responses per question or take a task of middling difficulty"
+            )
+        return Made(rows=tuple(rows), counts=counts | {"rows": len(rows)})
