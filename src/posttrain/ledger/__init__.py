@@ -1,1 +1,6 @@
 """L1: the store of result rows."""
+
+from .row import Row, Samples, Timing, cold_counts, timing_of
+from .store import Ledger, Loaded, load_ledger
+
+__all__ = ["Ledger", "Loaded", "Row", "Samples", "Timing", "cold_counts", "load_ledger", "timing_of"]
