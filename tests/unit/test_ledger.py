@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
 from posttrain.core.types import Cost, Usage
-from posttrain.ledger import Ledger, Row, Samples, Timing, cold_counts, load_ledger, timing_of
+from posttrain.ledger import Ledger, Row, Samples, Timing, cold, load_ledger, timing_of
 
 IDS = [f"item-{i}" for i in range(6)]
 NAMES = ("ledger.jsonl", "samples.jsonl", "timings.jsonl")
@@ -229,9 +229,9 @@ def test_costs_split_into_cold_and_paid() -> None:
         seconds=9.0,
     )
     judge = Cost(usage=Usage(calls=1, prompt=5), flops=7.0, flops_spent=7.0)
-    counts = cold_counts(policy)
+    counts = cold(policy)
     assert counts == {"calls": 2, "prompt": 10, "generated": 6, "scored": 1, "flops": 50.0}
     timing = timing_of("x", {"policy": policy, "judge": judge}, 1.5)
     assert timing == Timing(example="x", seconds=1.5, cached=4, replayed=3, flops_spent=27.0)
-    row = records(IDS[0], cost={"policy": counts, "judge": cold_counts(judge)})[0]
+    row = records(IDS[0], cost={"policy": counts, "judge": cold(judge)})[0]
     assert row.cold() == Cost(usage=Usage(calls=3, prompt=15, generated=6, scored=1), flops=57.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.types import Cost, Usage
 
-__all__ = ["Row", "Samples", "Timing", "cold_counts", "timing_of"]
+__all__ = ["Row", "Samples", "Timing", "cold", "timing_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,7 @@ class Samples:
 class Timing:
     """What was paid for a row, which depends on the run: tokens not computed again (`cached`, `replayed`), FLOPs, time.
 
-    Examples run side by side, so `seconds` is the wall-clock time since the row before it finished: the sum over rows
-    is the time of the whole evaluation, over all its runs.
+    `seconds` is how long the example took; examples run side by side, so the sum says nothing about the evaluation.
     """
 
     example: str
@@ -69,7 +68,7 @@ class Timing:
     flops_spent: float = 0.0
 
 
-def cold_counts(cost: Cost) -> dict[str, float]:
+def cold(cost: Cost) -> dict[str, float]:
     """Return the part of a cost that is the same in every run, as a row keeps it."""
     usage = cost.usage
     return {

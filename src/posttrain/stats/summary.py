@@ -36,8 +36,6 @@ class Paid(Protocol):
     """What a summary reads of a timing."""
 
     @property
-    def seconds(self) -> float: ...
-    @property
     def cached(self) -> int: ...
     @property
     def replayed(self) -> int: ...
@@ -96,9 +94,10 @@ class Summary:
         }
 
 
-def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = ()) -> Summary:
-    """Summarise rows; `timings` say what the run paid (without them, as much as the work costs cold, in no time).
+def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = (), *, seconds: float = 0.0) -> Summary:
+    """Summarise rows; `timings` say what the run paid (without them, as much as the work costs cold).
 
+    `seconds` is the wall-clock time of the whole evaluation: examples run side by side, so theirs cannot be summed.
     Raises `DataError` for no rows or a score outside [0, 1].
     """
     if not rows:
@@ -118,7 +117,7 @@ def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = ()) -> Summary:
         truncated_rate=math.fsum(row.truncated for row in rows) / len(rows),
         error_rate=sum(row.error is not None for row in rows) / len(rows),
         usage=_by_role(rows),
-        cost=_total(rows, timings),
+        cost=_total(rows, timings, seconds),
     )
 
 
@@ -132,14 +131,14 @@ def _by_role(rows: Sequence[Graded]) -> dict[str, dict[str, float]]:
     return usage
 
 
-def _total(rows: Sequence[Graded], timings: Sequence[Paid]) -> Cost:
+def _total(rows: Sequence[Graded], timings: Sequence[Paid], seconds: float) -> Cost:
     cost = sum((row.cold() for row in rows), Cost())
     if not timings:
-        return replace(cost, flops_spent=cost.flops)
+        return replace(cost, flops_spent=cost.flops, seconds=seconds)
     saved = Usage(cached=sum(t.cached for t in timings), replayed=sum(t.replayed for t in timings))
     return replace(
         cost,
         usage=cost.usage + saved,
         flops_spent=math.fsum(t.flops_spent for t in timings),
-        seconds=math.fsum(t.seconds for t in timings),
+        seconds=seconds,
     )
