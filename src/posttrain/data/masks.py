@@ -134,7 +134,8 @@ def _around(tokenizer: Any, messages: Sequence[Message], turn: int) -> tuple[str
     if not found or sentinel in after:
         times = "twice" if found else "not at all"
         raise DataError(
-            f"the chat template of '{tokenizer.name_or_path}' shows assistant turn {turn} {times}: {_show_messages(messages)}"
+            f"the chat template of '{tokenizer.name_or_path}' shows assistant turn {turn} {times}: "
+            f"{_show_messages(messages)}"
         )
     return before, after
 
@@ -259,9 +260,10 @@ def _refuse_special_text(tokenizer: Any, messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         found = pattern.search(message.content) if pattern else None
         if found:
+            around = message.content[max(0, found.start() - 30) : found.end() + 30]
             raise DataError(
                 f"message {i} ({message.role}) contains the text of the special token {found[0]!r}, which would begin or "
-                f"end a turn: {_short(message.content[max(0, found.start() - 30) : found.end() + 30])!r}; remove or rewrite it"
+                f"end a turn: {_short(around)!r}; remove or rewrite it"
             )
 
 

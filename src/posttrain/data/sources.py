@@ -21,7 +21,7 @@ def read_rows(source: str | Path, *, split: str | None = None, limit: int | None
 
     `source` is a JSONL, JSON (array of objects), CSV (with header) or Parquet file, a folder that `datasets` saved or
     that holds such files, or a hub id (`owner/name`). `split` (default "train") chooses among the splits of the latter
-    two. Raises `DataError` that names file, line and remedy when it is missing, empty, broken, or holds anything but objects.
+    two. Raises `DataError` naming file, line and remedy when it is missing, empty, broken, or holds anything but objects.
     """
     path = Path(source).expanduser()
     if path.is_file():
