@@ -1,0 +1,76 @@
+"""Where a benchmark's rows come from: `--data` in its forms, files, folders and hub ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError, DataError
+
+__all__ = ["SPLITS", "row_sources"]
+
+SPLITS = ("train", "validation", "test")
+Rows = Sequence[Mapping[str, Any]]
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def row_sources(
+    data: str | Path | Mapping[str, str], *, name: str, folder: Path | None = None
+) -> dict[str, Callable[[], Rows]]:
+    """Return split -> function that reads its rows.
+
+    Args:
+        data: a file (the test split), a folder with a file per split (`<name>_train.jsonl` or `train.jsonl`), a hub id
+            (its own splits), `train=FILE,test=FILE`, or a mapping of the same.
+        name: the task's name.
+        folder: relative paths are first looked for here.
+    """
+    if isinstance(data, str) and "=" in data and not Path(data).exists():
+        pairs = [piece.partition("=")[::2] for piece in data.split(",")]
+        data = {split.strip(): place.strip() for split, place in pairs}
+    if isinstance(data, Mapping):
+        for split in data:
+            if split not in SPLITS:
+                raise ConfigError(f"unknown split '{split}' in data: use {', '.join(SPLITS)}")
+        return {split: partial(_read, _place(place, folder), split) for split, place in data.items()}
+    place = _place(str(data), folder)
+    if isinstance(place, str):  # a hub id has splits of its own
+        return {split: partial(_read, place, split) for split in ("train", "test")}
+    if not place.is_dir():
+        return {"test": partial(_read, place, "test")}
+    files = {split: found for split in SPLITS if (found := _file_of(place, name, split)) is not None}
+    if not files:
+        raise DataError(
+            f"{place}: no test.jsonl or {name}_test.jsonl (or train, validation; or {', '.join(_SUFFIXES[1:])}) here"
+        )
+    return {split: partial(_read, file, split) for split, file in files.items()}
+
+
+def _place(text: str, folder: Path | None) -> Path | str:
+    """Return a path, or the text itself when it can only be a hub id (`owner/name` with no such file)."""
+    for path in ([folder / text] if folder else []) + [Path(text)]:
+        if path.exists():
+            return path
+    path = Path(text)
+    if path.suffix in _SUFFIXES or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        return folder / text if folder and not path.is_absolute() else path
+    return text
+
+
+def _file_of(folder: Path, name: str, split: str) -> Path | None:
+    for stem in (f"{name}_{split}", split):
+        found = [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and path.stem == stem]
+        if len(found) > 1:
+            raise DataError(f"{folder}: several files for split '{split}': {', '.join(path.name for path in found)}")
+        if found:
+            return found[0]
+    return None
+
+
+def _read(place: Path | str, split: str) -> Rows:
+    from ..data.sources import read_rows
+
+    rows: Rows = read_rows(str(place), split=split if isinstance(place, str) else None)
+    return rows

@@ -1,0 +1,135 @@
+"""When two answers are the same answer: a canonical form for voting, and equality for grading.
+
+Numbers are compared as exact fractions here. Other mathematics goes to math-verify, in a process of its own that is
+killed after a hard time limit; such kills are counted (`timeouts`) and logged, never silent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import queue
+import re
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+
+from .numerals import number, number_key, plain
+
+__all__ = ["answer_key", "same_mathematics", "same_number", "timeouts"]
+
+_log = logging.getLogger(__name__)
+_SECONDS = 10.0  # for one comparison
+_START_SECONDS = 60.0  # the first comparison also imports sympy
+
+
+def answer_key(answer: str) -> str:
+    """Return a canonical form: equal numbers have equal keys, other texts differ by more than spaces and LaTeX dressing."""
+    found = number_key(answer)
+    if found is not None:
+        return found
+    text = plain(answer).strip("$").rstrip(".").strip()
+    text = re.sub(r"\s*([,;()\[\]{}+*/=^<>|-])\s*", r"\1", text)
+    return re.sub(r"\s+", " ", text)
+
+
+def same_number(gold: str, answer: str) -> bool:
+    """Return whether both are numbers with the same value."""
+    value = number(gold)
+    return value is not None and value == number(answer)
+
+
+def same_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bool:
+    """Return whether two expressions are mathematically equal; False when that cannot be decided within the limit."""
+    if answer_key(gold) == answer_key(answer):
+        return True
+    if number(gold) is not None and number(answer) is not None and "%" not in gold + answer:
+        return False
+    return _compare(gold, answer, seconds)
+
+
+@lru_cache(maxsize=4096)
+def _compare(gold: str, answer: str, seconds: float) -> bool:
+    return _checker.ask(gold, answer, seconds)
+
+
+def timeouts() -> int:
+    """Return how many comparisons of this process were given up at the time limit."""
+    return _checker.timeouts
+
+
+class _Checker:
+    """One worker process, started when first needed and again after a kill; safe to call from any thread."""
+
+    def __init__(self) -> None:
+        self.timeouts = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._replies: queue.Queue[str] = queue.Queue()
+        self._lock = threading.Lock()
+
+    def ask(self, gold: str, answer: str, seconds: float) -> bool:
+        with self._lock:
+            for attempt in (1, 2):
+                fresh = self._process is None or self._process.poll() is not None
+                process = self._start() if fresh else self._process
+                assert process is not None
+                assert process.stdin is not None
+                try:
+                    process.stdin.write(json.dumps([gold, answer]) + "\n")
+                    process.stdin.flush()
+                    reply = self._replies.get(timeout=seconds + (_START_SECONDS if fresh else 0.0))
+                except queue.Empty:
+                    self.timeouts += 1
+                    _log.warning(
+                        "comparing %r with %r took more than %g s: counted as different", gold[:80], answer[:80], seconds
+                    )
+                    self.stop()
+                    return False
+                except BrokenPipeError:
+                    reply = ""
+                if reply:
+                    return bool(json.loads(reply))
+                self.stop()  # the worker died (out of memory, killed): once more with a new one
+                if attempt == 2:
+                    _log.warning(
+                        "comparing %r with %r ended the worker process: counted as different", gold[:80], answer[:80]
+                    )
+            return False
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.tasks._math_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        replies: queue.Queue[str] = queue.Queue()
+        self._replies = replies
+
+        def read() -> None:
+            assert process.stdout is not None
+            with process.stdout:
+                for line in process.stdout:
+                    replies.put(line)
+            replies.put("")  # the end
+
+        threading.Thread(target=read, daemon=True).start()
+        return process
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+
+
+_checker = _Checker()
+atexit.register(_checker.stop)
