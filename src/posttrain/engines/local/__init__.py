@@ -1,1 +1,5 @@
 """The in-process engine."""
+
+from .engine import LocalEngine
+
+__all__ = ["LocalEngine"]

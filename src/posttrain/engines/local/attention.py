@@ -1,0 +1,222 @@
+"""Slot tensors behind transformers' cache interface, and the attention that reads them.
+
+Names of dimensions: R rows of a step, S slots, T new tokens, L positions read, H query heads, G key/value heads,
+D head size, C capacity (positions) of a slot.
+
+Keys are kept transposed, [S, G, D, C]: the product of one query token with all keys then reads them in order, which
+is four to five times faster on CPU than multiplying with a transposed view.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+
+from ...core.errors import ModelError
+
+__all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
+
+IMPLEMENTATION = "posttrain_slots"
+
+
+@dataclass(slots=True)
+class Step:
+    """What one forward pass does: `lengths[r]` new tokens of slot `slots[r]`, after `starts[r]` that are there already."""
+
+    slots: Sequence[int]
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    positions: Tensor  # [R, T]
+    decode: bool = False  # one new token in every slot of a contiguous range
+    shared: int = 0  # leading positions whose keys and values are the same in all rows
+    fresh: bool = field(init=False)  # nothing is in the slots yet: attention is among the new tokens only
+    reach: int = field(init=False)  # positions read
+
+    def __post_init__(self) -> None:
+        self.fresh = not self.decode and not any(self.starts)
+        self.reach = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def running(step: Step) -> Iterator[None]:
+    """Make `step` the one that attention calls of this thread belong to."""
+    _thread.step = step
+    try:
+        yield
+    finally:
+        _thread.step = None
+
+
+def _current() -> Step:
+    step: Step | None = getattr(_thread, "step", None)
+    if step is None:
+        raise ModelError(f"attention '{IMPLEMENTATION}' works only inside the local engine; set another attn_implementation")
+    return step
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Keys and values of many sequences: one slot each, allocated at first use and grown on demand."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.keys_SGDC: list[Tensor] = []
+        self.values_SGCD: list[Tensor] = []
+        self.rows = 0
+        self.capacity = 0
+
+    def __len__(self) -> int:
+        return len(self.keys_SGDC)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values per position, all layers; 0 before the first forward pass."""
+        keys = sum(k.shape[1] * k.shape[2] * k.element_size() for k in self.keys_SGDC)
+        return keys + sum(v.shape[1] * v.shape[3] * v.element_size() for v in self.values_SGCD)
+
+    def reserve(self, rows: int, capacity: int) -> None:
+        """Make room for `rows` slots of `capacity` positions; what is there stays."""
+        if rows <= self.rows and capacity <= self.capacity:
+            return
+        self.rows, self.capacity = max(rows, self.rows), max(capacity, self.capacity)
+        for layer, old in enumerate(self.keys_SGDC):
+            new = old.new_zeros(self.rows, old.shape[1], old.shape[2], self.capacity)
+            new[: old.shape[0], :, :, : old.shape[3]] = old
+            self.keys_SGDC[layer] = new
+        for layer, old in enumerate(self.values_SGCD):
+            new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
+            new[: old.shape[0], :, : old.shape[2]] = old
+            self.values_SGCD[layer] = new
+
+    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` positions of one slot to others."""
+        index = torch.tensor(targets, device=self.keys_SGDC[0].device)
+        for keys, values in zip(self.keys_SGDC, self.values_SGCD, strict=True):
+            keys[index, :, :, :length] = keys[source, :, :, :length]
+            values[index, :, :length] = values[source, :, :length]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values ([R, G, T, D]) into their slots; return what this step's attention reads.
+
+        For a fresh prefill these are the new ones, [R, G, T, D]; otherwise views or gathered rows of the slots, with
+        the keys transposed: [R, G, D, L] and [R, G, L, D].
+        """
+        step = _current()
+        if layer_idx == len(self.keys_SGDC):  # zeros, not garbage: masked positions still meet a multiplication by 0
+            _, G, _, D = key_states.shape
+            self.keys_SGDC.append(key_states.new_zeros(self.rows, G, D, self.capacity))
+            self.values_SGCD.append(value_states.new_zeros(self.rows, G, self.capacity, value_states.shape[-1]))
+        keys, values = self.keys_SGDC[layer_idx], self.values_SGCD[layer_idx]
+        if step.decode:
+            low, high = step.slots[0], step.slots[-1] + 1
+            index, positions = torch.arange(low, high, device=keys.device), step.positions[:, 0]
+            keys[index, :, :, positions] = key_states[:, :, 0]
+            values[index, :, positions] = value_states[:, :, 0]
+            return keys[low:high, :, :, : step.reach], values[low:high, :, : step.reach]
+        for row, (slot, start, length) in enumerate(zip(step.slots, step.starts, step.lengths, strict=True)):
+            keys[slot, :, :, start : start + length] = key_states[row, :, :length].transpose(1, 2)
+            values[slot, :, start : start + length] = value_states[row, :, :length]
+        if step.fresh:
+            return key_states, value_states
+        index = torch.tensor(step.slots, device=keys.device)
+        return keys[:, :, :, : step.reach][index], values[:, :, : step.reach][index]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are always handed over explicitly."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the number of positions this step reads, and the offset of the first."""
+        step = _current()
+        return (query_length if step.fresh else step.reach), 0
+
+
+def _slot_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor | None:
+    """Evaluate the model's own mask rule (causal, sliding, chunked) at each row's positions: additive, [R, 1, T, L]."""
+    step = _current()
+    if use_vmap:
+        raise ModelError("this model's attention mask is not a function of positions alone; the local engine cannot run it")
+    if step.fresh and allow_is_causal_skip and (local_size is None or q_length <= local_size):
+        return None  # plain causal among the new tokens
+    device = step.positions.device
+    row = torch.arange(batch_size, device=device)[:, None, None, None]
+    head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    kv = torch.arange(kv_length, device=device)[None, None, None, :]
+    allowed = mask_function(row, head, step.positions[:, None, :, None], kv)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
+    return mask.expand(batch_size, 1, q_length, kv_length)
+
+
+def _attend(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """Return softmax(softcap · tanh(scores / softcap) + mask), computed in float32."""
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+
+
+def _slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` [R, H, T, D] over what `SlotCache.update` returned; result [R, T, H, D]."""
+    step = _current()
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ModelError(f"this model's attention uses '{name}', which the local engine does not know")
+    R, H, T, D = query.shape
+    G = key.shape[1]
+    scaling = D**-0.5 if scaling is None else scaling
+    if step.decode:
+        # Grouped: the H / G query heads that share a key/value head are rows of one product; nothing is expanded.
+        scores = torch.matmul((query * scaling).reshape(R, G, H // G, D), key)
+        weights = _attend(scores, attention_mask, softcap).to(value.dtype)
+        return torch.matmul(weights, value).reshape(R, 1, H, -1), None
+    if not step.fresh:
+        key = key.transpose(2, 3).contiguous()
+    key, value = key.repeat_interleave(H // G, dim=1), value.repeat_interleave(H // G, dim=1)
+    if softcap is None:
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=attention_mask is None and T > 1
+        )
+    else:
+        if attention_mask is None:
+            attention_mask = torch.full((T, T), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        out = torch.matmul(_attend(scores, attention_mask, softcap).to(value.dtype), value)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _slot_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _slot_mask)

@@ -1,0 +1,146 @@
+"""The model's forward passes over slots: fill (no logits), extend (logits of given tokens), decode (one token each)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ModelError
+from .attention import IMPLEMENTATION, SlotCache, Step, running
+
+__all__ = ["Runner"]
+
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class Runner:
+    """Runs a transformers decoder on a `SlotCache`, leaving the model as it found it (mode, attention implementation)."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT keeps its adapters inside
+        self.config = self.model.config.get_text_config(decoder=True)
+        self._refuse_unknown_architectures()
+        self.decoder: Callable[..., Any] = self.model.get_decoder()
+        configs = [m.config for m in self.model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")]
+        self._configs = list({id(c): c for c in configs}.values())
+        self.device = next(self.model.parameters()).device
+        self.cache = SlotCache()
+        self._verified = False
+
+    @property
+    def context(self) -> int | None:
+        """Positions the model was made for, if its configuration says."""
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(self.config, name, None)
+            if isinstance(value, int):
+                return value
+        return None
+
+    def _refuse_unknown_architectures(self) -> None:
+        name = type(self.model).__name__
+        kinds: set[str] = set(getattr(self.config, "layer_types", None) or [])
+        strange = sorted(kinds - _SUPPORTED_LAYERS)
+        if getattr(self.config, "num_kv_shared_layers", 0):
+            strange.append("keys and values shared between layers")
+        if self.config.is_encoder_decoder:
+            strange.append("an encoder")
+        if not getattr(self.model, "_supports_attention_backend", False):
+            strange.append("attention outside transformers' attention interface")
+        if strange:
+            raise ModelError(
+                f"{name} has {', '.join(strange)}, which the local engine cannot run: it runs decoders with full, "
+                "sliding or chunked attention in all layers; serve this model with an OpenAI-compatible server instead"
+            )
+
+    @contextmanager
+    def _inferring(self, implementation: str | None = IMPLEMENTATION) -> Iterator[None]:
+        training = [m for m in self.model.modules() if m.training] if self.model.training else []
+        before = [(c, c._attn_implementation) for c in self._configs]
+        try:
+            for module in training:
+                module.training = False
+            for config in self._configs:
+                config._attn_implementation = implementation or config._attn_implementation
+            with torch.inference_mode():
+                yield
+        finally:
+            for config, implementation in before:
+                config._attn_implementation = implementation
+            for module in training:
+                module.training = True
+
+    def _forward(self, step: Step, ids_RT: Tensor, *, logits: bool) -> Tensor | None:
+        with self._inferring(), running(step):
+            call = self.model if logits else self.decoder
+            out = call(input_ids=ids_RT, position_ids=step.positions, past_key_values=self.cache, use_cache=True)
+            return out.logits if logits else None
+
+    def _tokens(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> tuple[Step, Tensor]:
+        width = max(len(ids) for ids in new)
+        padded = [[*ids, *([0] * (width - len(ids)))] for ids in new]  # to the right: causal masks hide it
+        # Padding repeats the last position, so that no position lies beyond the model's context.
+        positions = [[start + min(t, len(ids) - 1) for t in range(width)] for start, ids in zip(starts, new, strict=True)]
+        step = Step(
+            slots=slots,
+            starts=starts,
+            lengths=[len(ids) for ids in new],
+            positions=torch.tensor(positions, device=self.device),
+        )
+        return step, torch.tensor(padded, device=self.device)
+
+    def fill(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> None:
+        """Compute keys and values of `new[r]` in slot `slots[r]` after the `starts[r]` positions that are there."""
+        step, ids_RT = self._tokens(slots, starts, new)
+        self._forward(step, ids_RT, logits=False)
+
+    def extend(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
+        """Like `fill`, and return the logits after each of the new tokens, [R, T, V] (padded to the right)."""
+        step, ids_RT = self._tokens(slots, starts, new)
+        logits = self._forward(step, ids_RT, logits=True)
+        assert logits is not None
+        return logits
+
+    def decode(self, low: int, tokens: Sequence[int], positions: Sequence[int], reach: int, shared: int = 0) -> Tensor:
+        """Feed one token to each of the slots low, low + 1, …; return logits [R, V]. `reach`: positions read."""
+        slots = range(low, low + len(tokens))
+        step = Step(
+            slots=slots,
+            starts=positions,
+            lengths=[1] * len(tokens),
+            positions=torch.tensor(positions, device=self.device)[:, None],
+            decode=True,
+            shared=shared,
+        )
+        step.reach = reach
+        logits = self._forward(step, torch.tensor(tokens, device=self.device)[:, None], logits=True)
+        assert logits is not None
+        return logits[:, -1]
+
+    def verify(self) -> None:
+        """Run a few tokens through the slots and through the plain model; raise ModelError if they disagree.
+
+        An architecture that by-passes the cache or attention interface would otherwise give wrong text, silently.
+        """
+        if self._verified:
+            return
+        self.cache.reserve(2, 16)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = [(7 * t + 3) % min(vocabulary, 1000) for t in range(6)]
+        with self._inferring(implementation=None):
+            plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
+        self.fill([1], [0], [ids[:3]])
+        self.fill([1], [3], [ids[3:5]])
+        slots = self.decode(1, [ids[5]], [5], 6)[0].float()
+        exact = next(self.model.parameters()).dtype == torch.float32
+        spread = (plain[-1].max() - plain[-1].min()).item()
+        error = (slots - plain[-1]).abs().max().item()
+        if not error <= (1e-3 if exact else 0.1) * max(spread, 1e-3):
+            raise ModelError(
+                f"{type(self.model).__name__} gives other logits through the local engine's cache than on its own "
+                f"(difference {error:.3g} of a range of {spread:.3g}); serve this architecture remotely"
+            )
+        self._verified = True

@@ -1,0 +1,295 @@
+"""Continuous batching: one worker thread gives slots to waiting samples and advances all running ones together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import ModelError
+from ...core.types import Completion, Finish, Usage
+from .prefill import prefill
+from .runner import Runner
+from .sampler import choose, uniforms
+from .sequence import Request, ScoreRequest, Trace, decode_text
+from .slots import SlotTable
+
+__all__ = ["Scheduler"]
+
+_LINGER = 0.2  # seconds an idle worker waits for more before its thread ends
+_SETTLE = 0.002  # seconds without a new request after which an idle worker starts on what it has
+_LOGITS = 1 << 27  # numbers in one pass's logits when scoring
+
+
+class Scheduler:
+    """Owns the slots. `submit` may be called from any thread; results are delivered from the worker's."""
+
+    def __init__(self, runner: Runner, tokenizer: Any, *, slots: int, prefix_reuse: bool, kv_bytes: int) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._prefix_reuse = prefix_reuse
+        self._kv_bytes = kv_bytes
+        self._table = SlotTable(slots)
+        self._running: dict[int, Trace] = {}  # by slot
+        self._waiting: deque[Trace] = deque()
+        self._scores: deque[ScoreRequest] = deque()
+        self._lock = threading.Condition()
+        self._worker: threading.Thread | None = None
+        self._arrived = 0.0
+        self.steps = 0  # decode steps so far, for measurements
+
+    # -- called from any thread
+
+    def submit(self, request: Request | ScoreRequest) -> None:
+        """Queue a request; its `deliver` is called once, with the result or an exception."""
+        with self._lock:
+            if isinstance(request, ScoreRequest):
+                self._scores.append(request)
+            else:
+                self._waiting.extend(request.traces)
+            self._arrived = time.monotonic()
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="posttrain-engine")
+                self._worker.start()
+            self._lock.notify_all()
+
+    def exclusive(self) -> threading.Condition:
+        """Return the lock that is held while nothing runs; raise ModelError if something does."""
+        if self._running or self._waiting or self._scores:
+            count = len(self._running) + len(self._waiting) + len(self._scores)
+            raise ModelError(
+                f"the weights cannot be replaced while {count} samples are being generated; wait for them first"
+            )
+        return self._lock
+
+    def forget(self) -> None:
+        """Drop all cached prefixes."""
+        self._table.clear()
+
+    @property
+    def busy(self) -> int:
+        """Samples that hold a slot."""
+        return len(self._running)
+
+    # -- the worker thread
+
+    def _work(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._settle()
+                while self._running or self._waiting or self._scores:
+                    self._turn()
+        except BaseException as error:
+            self._fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _wait_for_work(self) -> bool:
+        with self._lock:
+            if not (self._waiting or self._scores or self._running):
+                self._lock.wait(_LINGER)
+            if self._waiting or self._scores or self._running:
+                return True
+            self._worker = None
+            return False
+
+    def _settle(self) -> None:
+        """Let coroutines that are about to ask do so: they share one prefill."""
+        start = time.monotonic()
+        while (now := time.monotonic()) - self._arrived < _SETTLE and now - start < 25 * _SETTLE:
+            time.sleep(_SETTLE / 2)
+
+    def _turn(self) -> None:
+        self._runner.verify()
+        self._drop_cancelled()
+        if self._scores:
+            with self._lock:
+                scores = [self._scores.popleft() for _ in range(len(self._scores))]
+            try:
+                self._score([s for s in scores if not s.cancelled.is_set()])
+            except Exception as error:
+                for score in scores:
+                    score.deliver(error)
+                raise
+        self._admit()
+        if self._running:
+            self._decode()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            requests = {id(t.request): t.request for t in [*self._running.values(), *self._waiting]}
+            everyone: list[Request | ScoreRequest] = [*requests.values(), *self._scores]
+            self._running.clear()
+            self._waiting.clear()
+            self._scores.clear()
+            self._table.clear()
+            self._worker = None
+        for request in everyone:
+            request.deliver(error)
+
+    def _drop_cancelled(self) -> None:
+        for trace in [t for t in self._running.values() if t.request.cancelled.is_set()]:
+            self._finish(trace, "cancelled")
+        with self._lock:
+            dropped = [t for t in self._waiting if t.request.cancelled.is_set()]
+            if dropped:
+                self._waiting = deque(t for t in self._waiting if not t.request.cancelled.is_set())
+        for trace in dropped:
+            self._conclude(trace, "cancelled")
+
+    # -- admission
+
+    def _admit(self) -> None:
+        free = [s for s in range(self._table.slots) if s not in self._running]
+        if not free or not self._waiting:
+            return
+        with self._lock:
+            room = min(len(free), self._affordable() - len(self._running))
+            batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        for trace in batch:  # registered first: an error below must reach them
+            slot = self._table.oldest(free)
+            free.remove(slot)
+            trace.slot = slot
+            self._running[slot] = trace
+        self._reserve(max(len(t.request.ids) for t in batch) + 1)
+        found = prefill(self._runner, self._table, {t.slot: t.request.ids for t in batch}, reuse=self._prefix_reuse)
+        for trace in batch:
+            if trace.request.cached is None:
+                trace.request.cached = found[trace.slot]
+
+    def _affordable(self) -> int:
+        """Return how many slots the memory for keys and values allows, at the length the longest may reach."""
+        size = self._runner.cache.bytes_per_token
+        everyone = [*self._running.values(), *self._waiting]
+        longest = max(len(t.request.ids) + t.request.sampling.max_tokens for t in everyone)
+        return max(1, len(self._running), self._kv_bytes // (size * longest))
+
+    def _reserve(self, capacity: int) -> None:
+        cache = self._runner.cache
+        if capacity > cache.capacity:
+            capacity = -(-max(capacity, cache.capacity + cache.capacity // 4) // 64) * 64
+        rows = max(self._running, default=0) + 1
+        if rows > cache.rows:
+            rows = min(self._table.slots, max(rows, 2 * cache.rows))
+        cache.reserve(rows, capacity)
+        self._table.reserve(cache.capacity)
+
+    # -- decoding
+
+    def _decode(self) -> None:
+        table = self._table
+        self._compact()
+        low, high = min(self._running), max(self._running) + 1
+        active = np.array(sorted(self._running))
+        self._reserve(int(table.length[low:high].max()) + 2)
+        reach = min(-(-int(table.length[active].max() + 1) // 32) * 32, self._runner.cache.capacity)
+        positions = table.length[low:high]
+        tokens = np.maximum(table.tokens[np.arange(low, high), positions], 0)  # idle slots in between get token 0
+        logits = self._runner.decode(low, tokens.tolist(), positions.tolist(), reach)
+        self.steps += 1
+        traces = [self._running[slot] for slot in active.tolist()]
+        if len(active) < high - low:
+            logits = logits[active - low]
+        table.length[active] += 1
+        keys = np.array([t.key for t in traces], dtype=np.uint64)
+        draw = choose(logits, [t.request.sampling for t in traces], uniforms(keys, table.length[active]))
+        table.tokens[active, table.length[active]] = draw.tokens
+        for row, trace in enumerate(traces):
+            if trace.request.cancelled.is_set():
+                continue  # dropped before the next step
+            try:
+                finish = trace.add(draw.tokens[row], draw.logprobs[row], draw.raw_logprobs[row], draw.top[row])
+            except Exception as error:  # the caller's own watch failed: nobody else's business
+                trace.request.cancelled.set()
+                trace.request.deliver(error)
+                continue
+            if finish is not None:
+                self._finish(trace, finish)
+
+    def _compact(self) -> None:
+        """Move samples from the ends of the range into holes when the holes cost more than the copies."""
+        low, high = min(self._running), max(self._running) + 1
+        if len(self._running) * 4 > (high - low) * 3 or self._waiting:
+            return
+        holes = [s for s in range(low, high) if s not in self._running]
+        while holes and holes[0] < (last := max(self._running)):
+            hole, trace = holes.pop(0), self._running.pop(last)
+            length = int(self._table.length[last])
+            self._runner.cache.copy(last, [hole], length)
+            self._table.put(hole, self._table.tokens[last, : length + 1], length)
+            trace.slot = hole
+            self._running[hole] = trace
+
+    def _finish(self, trace: Trace, finish: Finish) -> None:
+        del self._running[trace.slot]
+        slot = trace.slot
+        # An idle slot inside the range is fed a dummy token after its last: that position must exist in the model.
+        self._table.length[slot] = min(self._table.length[slot], (self._runner.context or 1 << 60) - 1)
+        self._table.touch(slot)
+        self._conclude(trace, finish)
+
+    def _conclude(self, trace: Trace, finish: Finish) -> None:
+        request = trace.request
+        request.done[trace.place] = trace.complete(finish)
+        if len(request.done) == len(request.samples):
+            request.deliver([request.done[place] for place in range(len(request.samples))])
+
+    # -- scoring
+
+    def _score(self, scores: list[ScoreRequest]) -> None:
+        """Teacher-force continuations, in idle slots, as many at a time as there are."""
+        while scores:
+            free = [s for s in range(self._table.slots) if s not in self._running]
+            if not free:
+                with self._lock:
+                    self._scores.extendleft(reversed(scores))
+                return
+            part, scores = scores[: len(free)], scores[len(free) :]
+            slots: dict[int, ScoreRequest] = {}
+            for score in part:
+                slot = self._table.oldest(free)
+                free.remove(slot)
+                slots[slot] = score
+            self._reserve_for_scores(slots)
+            found = prefill(self._runner, self._table, {s: r.ids for s, r in slots.items()}, reuse=self._prefix_reuse)
+            for slot, score in slots.items():
+                score.cached = found[slot]
+            order = sorted(slots, key=lambda s: len(slots[s].continuation))
+            vocabulary = self._runner.model.get_input_embeddings().weight.shape[0]
+            while order:
+                group = [order.pop()]
+                width = len(slots[group[0]].continuation)
+                while order and (len(group) + 1) * width * vocabulary <= _LOGITS:
+                    group.append(order.pop())
+                self._score_group(group, slots)
+
+    def _reserve_for_scores(self, slots: dict[int, ScoreRequest]) -> None:
+        cache = self._runner.cache
+        cache.reserve(max(slots) + 1, 0)
+        self._reserve(max(len(r.ids) + len(r.continuation) for r in slots.values()) + 1)
+
+    def _score_group(self, group: Sequence[int], slots: dict[int, ScoreRequest]) -> None:
+        new = [[slots[s].ids[-1], *slots[s].continuation[:-1]] for s in group]
+        starts = [len(slots[s].ids) - 1 for s in group]
+        logits_RTV = self._runner.extend(group, starts, new)
+        for row, slot in enumerate(group):
+            request = slots[slot]
+            n = len(request.continuation)
+            raw = logits_RTV[row, :n].float().log_softmax(-1)
+            index = raw.new_tensor(request.continuation).long()[:, None]
+            logprobs = tuple(raw.gather(1, index)[:, 0].tolist())
+            ids = [*request.ids, *request.continuation[:-1]]
+            self._table.put(slot, ids, len(ids))
+            request.deliver(
+                Completion(
+                    text=decode_text(self._tokenizer, request.continuation),
+                    tokens=request.continuation,
+                    logprobs=logprobs,
+                    raw_logprobs=logprobs,
+                    usage=Usage(calls=1, prompt=len(request.ids), cached=request.cached, scored=n),
+                )
+            )
