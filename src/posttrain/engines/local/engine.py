@@ -105,8 +105,8 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Completion]] = loop.create_future()
         request = Request(
-            ids=self._render(prompt, sampling.max_tokens),
             sampling=_checked(sampling),
+            ids=self._render(prompt, sampling.max_tokens),
             seed=seed,
             samples=tuple(samples),
             watch=watch,
@@ -150,8 +150,8 @@ class LocalEngine:
             _call_in(loop, lambda: queue.put_nowait(item))
 
         request = Request(
-            ids=self._render(prompt, sampling.max_tokens),
             sampling=_checked(sampling),
+            ids=self._render(prompt, sampling.max_tokens),
             seed=seed,
             samples=(0,),
             watch=None,

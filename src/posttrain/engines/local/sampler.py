@@ -84,28 +84,22 @@ def _plain(scaled_RV: Tensor, u_R: Tensor) -> tuple[Tensor, Tensor]:
 
 def _filtered(scaled_RV: Tensor, u_R: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Sample from softmax(scaled) cut to the `top_k` likeliest, then to the smallest set that holds mass `top_p`."""
-    R, V = scaled_RV.shape
+    V = scaled_RV.shape[1]
     k = min(top_k or V, V)
-    width = min(k, _HEAD) if top_p < 1 else k
-    values, indices = scaled_RV.topk(width, dim=-1)
-    # The mass below which top-p cuts: of the k likeliest if top-k is on, else of all.
-    reach = values if width == k else (scaled_RV if k == V else scaled_RV.topk(k, dim=-1).values)
-    total_R1 = reach.logsumexp(-1, keepdim=True)
-    if width < k:
-        short = (values - total_R1).exp().sum(-1) < top_p
-        if bool(short.any()):  # a flat distribution: the nucleus may be larger than the head that was sorted
-            if R > 1:
-                tokens, logprobs = torch.empty(R, dtype=torch.long, device=u_R.device), torch.empty_like(scaled_RV[:, 0])
-                for mask in (short, ~short):
-                    if bool(mask.any()):
-                        tokens[mask], logprobs[mask] = (
-                            _sorted_draw(*scaled_RV[mask].topk(k, dim=-1), total_R1[mask], u_R[mask], top_p)
-                            if mask is short
-                            else _sorted_draw(values[mask], indices[mask], total_R1[mask], u_R[mask], top_p)
-                        )
-                return tokens, logprobs
-            values, indices = scaled_RV.topk(k, dim=-1)
-    return _sorted_draw(values, indices, total_R1, u_R, top_p)
+    head = min(k, _HEAD) if top_p < 1 else k
+    values, indices = scaled_RV.topk(head, dim=-1)
+    if k == V:
+        total_R1 = scaled_RV.logsumexp(-1, keepdim=True)
+    else:
+        total_R1 = (values if head == k else scaled_RV.topk(k, dim=-1).values).logsumexp(-1, keepdim=True)
+    tokens_R, logprobs_R = _sorted_draw(values, indices, total_R1, u_R, top_p)
+    if head < k:
+        # Where the distribution is flat the nucleus may be larger than the head: those rows are sorted in full.
+        short_R = (values - total_R1).exp().sum(-1) < top_p
+        if bool(short_R.any()):
+            full = scaled_RV[short_R].topk(k, dim=-1)
+            tokens_R[short_R], logprobs_R[short_R] = _sorted_draw(*full, total_R1[short_R], u_R[short_R], top_p)
+    return tokens_R, logprobs_R
 
 
 def _sorted_draw(values: Tensor, indices: Tensor, total_R1: Tensor, u_R: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
