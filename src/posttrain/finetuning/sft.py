@@ -1,0 +1,150 @@
+"""Supervised fine-tuning: make the demonstrated tokens likely.
+
+    L = − Σ_{trained tokens t} log π(y_t | y_<t) / (trained tokens of the optimiser step)
+
+Every trained token of an optimiser step weighs the same, whatever the micro-batches (transformers issue #35787).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, DataError
+from ..core.types import Checkpoint, ModelShape
+from ..data.masks import Encoded, encode_completion, encode_conversation
+from ..models.forward import Forward, collate
+from ..stats.flops import train_flops
+from ..training.artifact import data_hash, export, finished, run_key
+from ..training.loop import fit
+from ..training.opening import Adaptation, messages_of, open_start
+from ..training.optimiser import Optimisation, Optimiser, Schedule
+from ..training.step import Learner, Work
+
+__all__ = ["Sft"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sft:
+    """Supervised fine-tuning of all weights or of a LoRA adapter.
+
+    Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last) or
+    `{"prompt": text or messages, "completion": text}`. A row longer than `max_length` tokens (0: the model's context)
+    is an error that names it; with `too_long="drop"` it is left out and counted in the checkpoint's `posttrain.json`.
+    """
+
+    version: ClassVar[str] = "1"
+
+    lr: float = 2e-5
+    epochs: int = 1
+    batch_size: int = 16  # sequences per optimiser step
+    tokens_per_microbatch: int = 1024
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    adapter: Literal["full", "lora"] = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0  # of the adapter
+    train: Literal["all", "last"] = "all"
+    max_length: int = 0
+    too_long: Literal["error", "drop"] = "error"
+    save_every: int = 50  # optimiser steps between checkpoints of training state
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
+        """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
+        for name in ("epochs", "batch_size", "tokens_per_microbatch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"sft: {name} = {getattr(self, name)} must be at least 1")
+        optimisation = Optimisation(
+            lr=self.lr, schedule=self.schedule, warmup=self.warmup, weight_decay=self.weight_decay, clip=self.clip
+        )
+        adaptation = Adaptation(adapter=self.adapter, rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+        opened = open_start(start, dtype=self.dtype, adaptation=adaptation, out=out, seed=seed)
+        hashed = data_hash(data)
+        key = run_key(method=self, start=opened.loaded.fingerprint, data=hashed, seed=seed)
+        done = finished(out, key)
+        if done is not None:
+            return done
+
+        rows, dropped = self._encode(opened.loaded.tokenizer, data, self.max_length or opened.context)
+        module = Forward(opened.model)
+        learner = Learner(
+            module=module,
+            objective=_Objective(opened.loaded.shape, frozen_backbone=self.adapter == "lora"),
+            optimiser=Optimiser(module, optimisation),
+            tokens_per_microbatch=self.tokens_per_microbatch,
+            seed=seed,
+            device=opened.loaded.device,
+        )
+        fit(
+            learner, rows, out=out, key=key, batch_size=self.batch_size, epochs=self.epochs,
+            save_every=self.save_every, description="sft",
+        )  # fmt: skip
+        return export(
+            opened.model, opened.loaded.tokenizer, out, method=self, seed=seed, key=key, base=opened.base,
+            start={"path": str(start.path), "fingerprint": opened.loaded.fingerprint},
+            data={"hash": hashed, "rows": len(data), "dropped_too_long": dropped}, cost=start.cost + learner.cost,
+        )  # fmt: skip
+
+    def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Row], int]:
+        rows, dropped = [], 0
+        for i, row in enumerate(data):
+            encoded = encode_row(tokenizer, row, train=self.train, where=f"row {i}")
+            if len(encoded.ids) <= limit:
+                rows.append(_Row(i, encoded))
+            elif self.too_long == "drop":
+                dropped += 1
+            else:
+                raise DataError(
+                    f"row {i} has {len(encoded.ids)} tokens, more than the {limit} allowed: shorten it, raise max_length "
+                    "(up to the model's context), or set too_long=drop to leave such rows out"
+                )
+        return rows, dropped
+
+
+def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"], where: str) -> Encoded:
+    """Return the token ids of a demonstration and which of them are trained."""
+    try:
+        if "messages" in row:
+            return encode_conversation(tokenizer, messages_of(row["messages"], "messages"), train=train)
+        if isinstance(row.get("completion"), str) and "prompt" in row:
+            return encode_completion(tokenizer, messages_of(row["prompt"], "prompt"), row["completion"])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    raise DataError(f"{where}: expected 'messages', or 'prompt' and a text 'completion'; found {', '.join(sorted(row))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    row: int
+    encoded: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Objective:
+    """Token-mean negative log-likelihood."""
+
+    shape: ModelShape
+    frozen_backbone: bool
+
+    def work(self, item: _Row) -> Work:
+        tokens = len(item.encoded.ids)
+        flops = train_flops(self.shape, tokens=tokens, logits=item.encoded.trained, frozen_backbone=self.frozen_backbone)
+        return Work(tokens=tokens, flops=flops)
+
+    def totals(self, items: Sequence[_Row]) -> int:
+        return sum(item.encoded.trained for item in items)
+
+    def __call__(self, module: nn.Module, items: Sequence[_Row], totals: int) -> tuple[Tensor, dict[str, float]]:
+        batch = collate([item.encoded for item in items])
+        weights_N = torch.full(batch.targets_N.shape, -1.0 / totals, dtype=torch.double)
+        loss, _ = module(batch, weights_N)
+        return loss, {"trained_tokens": len(batch.targets_N)}

@@ -1,0 +1,204 @@
+"""The one module of a training forward: `forward(batch) -> log-probabilities of the trained tokens`.
+
+It wraps backbone and head in one call, so that DDP and FSDP hooks run, and takes logits only where a token is trained.
+
+Shapes: B rows, T positions (right-padded), N trained tokens of all rows laid end to end, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import DataError, ModelError
+from ..losses.logprobs import Head, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
+
+__all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate"]
+
+
+class TokenSequence(Protocol):
+    """Token ids and, for each, whether it is a target of training."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def mask(self) -> Sequence[bool]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A micro-batch. `where_N` are positions in the flattened [B·T] whose hidden state predicts `targets_N`."""
+
+    ids_BT: Tensor
+    attention_BT: Tensor | None  # 1: token, 0: padding; None: no padding at all
+    where_N: Tensor
+    targets_N: Tensor
+    owner_N: Tensor  # the sequence each trained token belongs to, in [0, S)
+    sequences: int
+    tokens: int  # computed, padding excluded
+    positions_BT: Tensor | None = None  # only of a packed layout (see sharing.py)
+    layout: Any = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on a device."""
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(sequences: Sequence[TokenSequence]) -> Batch:
+    """Right-pad sequences into a batch. A trained first token is an error: nothing precedes it."""
+    longest = max(len(s.ids) for s in sequences)
+    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    where, targets, owner = [], [], []
+    for row, sequence in enumerate(sequences):
+        ids, trained = torch.tensor(sequence.ids, dtype=torch.long), trained_positions(sequence)
+        ids_BT[row, : len(ids)] = ids
+        where.append(row * longest + trained - 1)
+        targets.append(ids[trained])
+        owner.append(torch.full_like(trained, row))
+    lengths = torch.tensor([len(s.ids) for s in sequences])
+    padded = bool((lengths < longest).any())
+    return Batch(
+        ids_BT=ids_BT,
+        attention_BT=(torch.arange(longest) < lengths[:, None]).long() if padded else None,
+        where_N=torch.cat(where),
+        targets_N=torch.cat(targets),
+        owner_N=torch.cat(owner),
+        sequences=len(sequences),
+        tokens=int(lengths.sum()),
+    )
+
+
+def trained_positions(sequence: TokenSequence) -> Tensor:
+    """Return the indices of the trained tokens; raises `DataError` for a mask that cannot be trained on."""
+    if len(sequence.ids) != len(sequence.mask):
+        raise DataError(f"a sequence has {len(sequence.ids)} token ids but a mask of {len(sequence.mask)}")
+    trained = torch.tensor(sequence.mask, dtype=torch.bool).nonzero()[:, 0]
+    if len(trained) and int(trained[0]) == 0:
+        raise DataError("the first token of a sequence is marked as trained, but nothing precedes it to predict it from")
+    return trained
+
+
+def causal_model(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def backbone_of(model: Any) -> nn.Module:
+    """Return the decoder without its output head."""
+    causal = causal_model(model)
+    found = getattr(causal, causal.base_model_prefix, None)
+    if not isinstance(found, nn.Module) or found is causal:
+        raise ModelError(f"{type(causal).__name__} has no decoder apart from its output head, so it cannot be trained here")
+    return found
+
+
+class Forward(nn.Module):
+    """Backbone, then log-probabilities of the trained tokens only.
+
+    The head's soft-cap and scaling are read from the configuration and, once, checked against the model's own logits.
+    An adapter on the head is honoured by calling the head instead of reading its weight.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        causal = causal_model(model)
+        self._scale, self._softcap = head_adjustments(causal.config)
+        self._virtual = _virtual_tokens(model)
+        self._check_head()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the final hidden states of the positions that predict a trained token: `hidden_ND`."""
+        return self.all_hidden(batch).flatten(0, 1).index_select(0, batch.where_N)
+
+    def all_hidden(self, batch: Batch) -> Tensor:
+        """Return the final hidden states of every position: `hidden_BTD`."""
+        backbone, extra = backbone_of(self.model), {}
+        if batch.positions_BT is not None:
+            extra["position_ids"] = batch.positions_BT
+        if batch.layout is not None:
+            extra["layout"] = batch.layout
+        if not self._virtual:
+            states = backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False, **extra)
+            return _last(states)
+        # prompt-learning adapters prepend virtual tokens in their own forward: run it, and catch the backbone's output
+        caught: list[Any] = []
+        hook = backbone.register_forward_hook(lambda _module, _args, output: caught.append(output))
+        try:
+            attention = torch.ones_like(batch.ids_BT) if batch.attention_BT is None else batch.attention_BT
+            self.model(input_ids=batch.ids_BT, attention_mask=attention, logits_to_keep=1, **extra)
+        finally:
+            hook.remove()
+        return _last(caught[-1])[:, -batch.ids_BT.shape[1] :]
+
+    def forward(self, batch: Batch, weights_N: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return `logps_N`; with constant `weights_N`, (Σ w · logp, logps_N without gradient), which costs less."""
+        batch = batch.to(self.model.device)
+        hidden_ND = self.hidden(batch)
+        head = self.head()
+        if head is None:
+            module = causal_model(self.model).get_output_embeddings()
+            logps_N = token_logprobs_of_module(hidden_ND, batch.targets_N, module, scale=self._scale, softcap=self._softcap)
+            return logps_N if weights_N is None else ((weights_N.to(logps_N) * logps_N).sum(), logps_N.detach())
+        if weights_N is None:
+            return token_logprobs(hidden_ND, batch.targets_N, head)
+        return weighted_logprob_sum(hidden_ND, batch.targets_N, weights_N, head)
+
+    def head(self) -> Head | None:
+        """Return the head's weights, or None when an adapter sits on the head and the module must be called."""
+        module = causal_model(self.model).get_output_embeddings()
+        if type(module) is not nn.Linear:
+            return None
+        return Head(weight_VD=module.weight, bias_V=module.bias, scale=self._scale, softcap=self._softcap)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        causal = causal_model(self.model)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            ids = torch.arange(1, 5, device=next(causal.parameters()).device)[None]
+            own = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -4:]
+            batch = Batch(
+                ids_BT=ids, attention_BT=None, where_N=torch.arange(3, device=ids.device), targets_N=ids[0, 1:],
+                owner_N=torch.zeros(3, dtype=torch.long, device=ids.device), sequences=1, tokens=4,
+            )  # fmt: skip
+            ours = self(batch)
+        finally:
+            self.model.train(was_training)
+        wide = torch.promote_types(own.dtype, torch.float32)
+        theirs = own[:-1].to(wide).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        if (ours - theirs).abs().max() > (1e-3 if own.dtype in (torch.float32, torch.float64) else 0.3):
+            raise ModelError(
+                f"{type(causal).__name__} does more to its logits than its configuration tells (log-probabilities from the "
+                "output head differ from the model's own), so it cannot be trained here"
+            )
+
+
+def head_adjustments(config: Any) -> tuple[float, float | None]:
+    """Return (scale, soft-cap) that a family applies to its logits: Cohere, Granite, Falcon-H1; Gemma-2, RecurrentGemma."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scale = 1.0
+    for name, inverse in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+        value = getattr(text, name, None)
+        if value is not None:
+            scale *= 1 / float(value) if inverse else float(value)
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+    return scale, None if softcap is None else float(softcap)
+
+
+def _virtual_tokens(model: Any) -> bool:
+    configs = getattr(model, "peft_config", None) or {}
+    return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
+
+
+def _last(states: Any) -> Tensor:
+    hidden: Tensor = states.last_hidden_state if hasattr(states, "last_hidden_state") else states[0]
+    return hidden

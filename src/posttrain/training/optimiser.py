@@ -1,0 +1,168 @@
+"""AdamW over float32 masters, learning-rate schedules, clipping by the global norm.
+
+Module weights may be bfloat16; a bfloat16 weight of 1 cannot take an update smaller than 2⁻⁸, so the optimiser owns a
+float32 copy (the master) and writes it back rounded. Gradients are summed over micro-batches in float32 too: each
+weight's gradient is added to its master's as soon as the backward pass has it, and freed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, TrainingError
+
+__all__ = ["Optimisation", "Optimiser", "Schedule", "learning_rate"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisation:
+    """How weights are updated. `warmup` is a fraction of all steps; `clip` bounds the gradient's global norm (0: off)."""
+
+    lr: float
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, good in (
+            ("lr", self.lr > 0),
+            ("warmup", 0 <= self.warmup < 1),
+            ("weight_decay", self.weight_decay >= 0),
+            ("clip", self.clip >= 0),
+            ("beta1", 0 <= self.beta1 < 1),
+            ("beta2", 0 <= self.beta2 < 1),
+        ):
+            if not good:
+                raise ConfigError(f"{name} = {getattr(self, name)} is out of range")
+
+
+def learning_rate(step: int, *, total: int, peak: float, schedule: Schedule, warmup: float) -> float:
+    """Return the rate of update `step` (from 0) of `total`.
+
+    Warm-up is linear over ⌈warmup · total⌉ updates and its last one runs at the peak; then linear decay to 0, cosine
+    decay to 0 (both reach 0 only after the last update, so that none is wasted), or no decay.
+    """
+    warm = math.ceil(warmup * total)
+    if step < warm:
+        return peak * (step + 1) / warm
+    if schedule == "constant":
+        return peak
+    left = (total - step) / (total - warm + (1 if warm else 0))
+    return peak * left if schedule == "linear" else peak * 0.5 * (1 - math.cos(math.pi * left))
+
+
+class Optimiser:
+    """Owns the masters of all trainable weights of a module.
+
+    After the backward passes of a step, `gradients()` are the summed gradients; `update` clips and applies them.
+    """
+
+    def __init__(self, module: nn.Module, settings: Optimisation) -> None:
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not named:
+            raise TrainingError("no weight is trainable: every parameter has requires_grad=False")
+        self.names = list(named)
+        self.params = list(named.values())
+        self.masters = [
+            p if p.dtype in (torch.float32, torch.float64) else nn.Parameter(p.detach().float()) for p in self.params
+        ]
+        self.settings = settings
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._collector(master))  # type: ignore[no-untyped-call]
+            for p, master in zip(self.params, self.masters, strict=True)
+            if master is not p
+        ]
+        decayed = [m for m in self.masters if m.ndim >= 2]
+        plain = [m for m in self.masters if m.ndim < 2]  # norms and biases are not decayed
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
+        if plain:
+            groups.append({"params": plain, "weight_decay": 0.0})
+        self._adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
+            fused=all(m.device.type in ("cpu", "cuda") for m in self.masters),
+        )  # fmt: skip
+
+    @staticmethod
+    def _collector(master: Tensor) -> Any:
+        def collect(param: Tensor) -> None:
+            assert param.grad is not None
+            if master.grad is None:
+                master.grad = param.grad.float()
+            else:
+                master.grad.add_(param.grad)
+            param.grad = None
+
+        return collect
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient of every master; a weight no loss reached gets zeros."""
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [m.grad for m in self.masters if m.grad is not None]
+
+    def norm(self) -> float:
+        """Return the global Euclidean norm of the gradients."""
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients()))))
+
+    def update(self, lr: float, norm: float) -> None:
+        """Clip, take one AdamW step at this rate, write the masters back, and drop the gradients."""
+        if self.settings.clip and norm > self.settings.clip:
+            torch._foreach_mul_(self.gradients(), self.settings.clip / norm)
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        self._adamw.step()
+        self.discard()
+        self._write_back()
+
+    def discard(self) -> None:
+        """Drop the gradients without using them."""
+        for master in self.masters:
+            master.grad = None
+
+    def _write_back(self) -> None:
+        with torch.no_grad():
+            for param, master in zip(self.params, self.masters, strict=True):
+                if master is not param:
+                    param.copy_(master)
+
+    def close(self) -> None:
+        """Take the hooks off the module."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: masters by name, and AdamW's moments."""
+        masters = {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)}
+        return {"masters": masters, "adamw": self._adamw.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a checkpoint's state; raises `TrainingError` when it is of another model."""
+        saved: dict[str, Tensor] = state["masters"]
+        if list(saved) != self.names:
+            differing = _first_difference(saved, self.names)
+            raise TrainingError(
+                f"the saved training state is of another model or adapter: weight '{differing}' does not match"
+            )
+        with torch.no_grad():
+            for name, master in zip(self.names, self.masters, strict=True):
+                master.copy_(saved[name])
+        self._adamw.load_state_dict(state["adamw"])
+        self._write_back()
+
+
+def _first_difference(a: Iterable[str], b: Iterable[str]) -> str:
+    only = set(a) ^ set(b)
+    return min(only) if only else "order of weights"

@@ -1,0 +1,145 @@
+"""One optimiser step, exact however it is cut: micro-batches, accumulation and processes give the same update."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..core.errors import TrainingError
+from ..core.seeds import derive
+from ..core.types import Cost, Usage
+from .batching import micro_batches, share_of_rank
+from .optimiser import Optimiser
+
+__all__ = ["Learner", "Objective", "Work", "peak_bytes", "rank_and_world"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one item costs in a training step: tokens computed (padding excluded) and floating-point operations."""
+
+    tokens: int
+    flops: float
+
+
+class Objective(Protocol):
+    """A method's loss. An item is one row or group of rows that must stay in one micro-batch; it has `row: int`."""
+
+    def work(self, item: Any) -> Work: ...
+
+    def totals(self, items: Sequence[Any]) -> Any:
+        """Return the counts the loss is normalised by, over all items of the optimiser step on all processes."""
+        ...
+
+    def __call__(self, module: nn.Module, items: Sequence[Any], totals: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return this micro-batch's share of the loss, and of each measure: shares add up to the step's value."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Learner:
+    """A module, its objective and its optimiser; `update` takes one optimiser step.
+
+    Random numbers (dropout) are seeded from (seed, step, process), so a resumed run needs no saved generator state.
+    """
+
+    module: nn.Module
+    objective: Objective
+    optimiser: Optimiser
+    tokens_per_microbatch: int
+    seed: int
+    device: torch.device
+    cost: Cost = field(default_factory=Cost)
+
+    def update(self, items: Sequence[Any], *, step: int, lr: float) -> dict[str, float]:
+        """Take optimiser step `step` (from 0) on all its items; returns the step's measures.
+
+        Raises `TrainingError`, before any weight changes, naming the rows whose loss or gradient is not finite.
+        """
+        began = time.perf_counter()
+        rank, world = rank_and_world()
+        work = [self.objective.work(item) for item in items]
+        totals = self.objective.totals(items)
+        torch.manual_seed(derive(self.seed, "step", step, rank))
+        self.module.train()
+        sums: dict[str, Tensor] = {}
+        batches = micro_batches(items, [w.tokens for w in work], self.tokens_per_microbatch)
+        for batch in share_of_rank(batches, rank, world):
+            loss, measures = self.objective(self.module, batch, totals)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": loss, **measures}.items():
+                value = torch.as_tensor(value).detach().double().cpu()
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
+        if world > 1:
+            sums = _summed_over_processes(sums, self.optimiser)
+        norm = self.optimiser.norm()
+        if not (math.isfinite(norm) and math.isfinite(float(sums["loss"]))):
+            self.optimiser.discard()
+            raise TrainingError(self._diagnosis(items, totals, step))
+        self.optimiser.update(lr, norm)
+        seconds = time.perf_counter() - began
+        tokens, flops = sum(w.tokens for w in work), sum(w.flops for w in work)
+        self.cost += Cost(
+            usage=Usage(calls=1, scored=tokens), flops=flops, flops_spent=flops, seconds=seconds, peak_bytes=peak_bytes()
+        )
+        measured = {name: float(value) for name, value in sums.items()}
+        loss_value = measured.pop("loss")
+        return {"loss": loss_value, "grad_norm": norm, "lr": lr, "tokens": tokens, **measured, "seconds": seconds}
+
+    def _diagnosis(self, items: Sequence[Any], totals: Any, step: int) -> str:
+        """Name the rows at fault by running them one by one."""
+        bad = []
+        for item in items:
+            loss, _ = self.objective(self.module, [item], totals)
+            finite = bool(torch.isfinite(loss))
+            if finite and loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+                finite = math.isfinite(self.optimiser.norm())
+            self.optimiser.discard()
+            self.module.zero_grad(set_to_none=True)
+            if not finite:
+                bad.append(item.row)
+        where = f"rows {bad}" if bad else f"none of the rows {[item.row for item in items]} alone, only their sum"
+        return (
+            f"step {step + 1}: loss or gradient is not finite ({where}); no weight was changed in this step. "
+            "Look at these rows, or lower lr"
+        )
+
+
+def _summed_over_processes(sums: dict[str, Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
+    """Add gradients and measures over processes. A process without a micro-batch takes part with zeros."""
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, sorted(sums))
+    wanted = sorted({name for some in names for name in some})
+    packed = torch.stack([sums.get(name, torch.zeros((), dtype=torch.double)) for name in wanted])
+    gradients = optimiser.gradients()
+    packed = packed.to(gradients[0].device)
+    dist.all_reduce(packed)
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    return dict(zip(wanted, packed.cpu(), strict=True))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of processes: (0, 1) without `torch.distributed`."""
+    if dist.is_available() and dist.is_initialized():  # type: ignore[no-untyped-call]
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def peak_bytes() -> int:
+    """Return the most memory ever held: on the accelerator where there is one, else by this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
