@@ -14,7 +14,7 @@ __all__ = ["examine", "show"]
 
 def examine() -> dict[str, Any]:
     """Return the machine's description and a list of checks: name, ok, what was found, how to mend it."""
-    from ..models.aliases import cache_root
+    from ..models.aliases import cache_folder
     from ..pipeline.manifest import code_version, hardware, packages
 
     machine = hardware()
@@ -24,7 +24,7 @@ def examine() -> dict[str, Any]:
         *_compute(machine),
         _memory(machine),
         _disk("runs", Path.cwd()),
-        _disk("cache", cache_root()),
+        _disk("cache", cache_folder()),
     ]
     return {"posttrain": code_version(), "packages": packages(), "hardware": machine, "checks": checks}
 

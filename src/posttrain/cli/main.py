@@ -171,9 +171,9 @@ def methods(as_json: AsJson = False) -> None:
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the model aliases, and what else --model takes."""
-    from ..models.aliases import list_aliases
+    from ..models.aliases import ALIASES
 
-    found = list_aliases()
+    found = [(name, f"{it.member.rpartition('/')[2]} from the package {it.package} {it.version}") for name, it in ALIASES.items()]
     if as_json:
         print(json.dumps([{"alias": name, "what": what} for name, what in found], ensure_ascii=False))
     else:

@@ -49,9 +49,11 @@ def _bar(description: str, total: int, unit: str, start: int) -> Iterator[Callab
 @contextmanager
 def _lines(description: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
     began = last = time.monotonic()
-    done, tail = 0, ""
+    done, said, tail = 0, 0, ""
 
     def say(now: float) -> None:
+        nonlocal said
+        said = done
         rate = done / max(now - began, 1e-9)
         left = (total - start - done) / rate if rate else float("nan")
         text = f"{description}: {start + done}/{total}  {rate:.1f} {unit}/s"
@@ -68,5 +70,5 @@ def _lines(description: str, total: int, unit: str, start: int) -> Iterator[Call
             say(now)
 
     yield advance
-    if time.monotonic() - began >= 2.0:
+    if time.monotonic() - began >= 2.0 and said < done:
         say(time.monotonic())

@@ -23,7 +23,7 @@ from .adapters import merge as merge_adapter
 from .aliases import ALIASES, cache_folder, fetch, make_once
 from .shape import shape_of
 
-__all__ = ["LoadedModel", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve"]
+__all__ = ["LoadedModel", "fingerprint_of", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve"]
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _VOLATILE = {"transformers_version", "_name_or_path", "_model_name_or_path"}  # say nothing of what the model computes
@@ -67,8 +67,7 @@ def load(
         model = (merge_adapter(model) if merge else model).eval()
         own = (path / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(path, chat_template=chat_template) if own else base.tokenizer
-        content = _digest([base.fingerprint, *(_content_hash(file) for file in sorted(path.glob("adapter_*")))])
-        content = _digest([content, tokenizer.chat_template])
+        content = _adapted(base.fingerprint, path, tokenizer)
         return replace(base, model=model, tokenizer=tokenizer, name=str(ref), path=path, fingerprint=content)
     tokenizer = load_tokenizer(path, chat_template=chat_template)
     model = _load_weights(path, kind).to(on).eval()
@@ -97,6 +96,15 @@ def resolve(ref: str | Path) -> Path:
     if not looks_like_a_path:
         return _from_hub(str(ref))
     raise ModelError(f"unknown model '{ref}': no such folder, and no such alias{did_you_mean(str(ref), ALIASES)}")
+
+
+def fingerprint_of(ref: str | Path) -> str:
+    """Return the fingerprint that `load(ref)` would report, without loading the weights."""
+    path = resolve(ref)
+    if not is_adapter(path):
+        return _fingerprint(path, load_tokenizer(path))
+    own = path if (path / "tokenizer_config.json").is_file() else resolve(base_of(path))
+    return _adapted(fingerprint_of(base_of(path)), path, load_tokenizer(own))
 
 
 def load_tokenizer(path: Path, *, chat_template: Path | None = None) -> Any:
@@ -158,8 +166,8 @@ def _load_weights(path: Path, dtype: torch.dtype) -> Any:
         pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)]
         if pickles:
             raise ModelError(
-                f"{path}: holds only {pickles[0]}, a pickle, which can run code when it is read; if you trust it, convert it "
-                "once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+                f"{path}: holds only {pickles[0]}, a pickle, which can run code when it is read; if you trust it, convert "
+                "it once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
             )
         raise ModelError(f"{path}: holds no weights (*.safetensors)")
     try:
@@ -205,6 +213,11 @@ def _fingerprint(path: Path, tokenizer: Any) -> str:
     config = {key: value for key, value in read_json(path / "config.json").items() if key not in _VOLATILE}
     files = [*sorted(path.glob("*.safetensors")), path / "tokenizer.json"]
     return _digest([config, *(_content_hash(file) for file in files if file.is_file()), tokenizer.chat_template])
+
+
+def _adapted(base: str, path: Path, tokenizer: Any) -> str:
+    content = _digest([base, *(_content_hash(file) for file in sorted(path.glob("adapter_*")))])
+    return _digest([content, tokenizer.chat_template])
 
 
 def _digest(parts: list[Any]) -> str:

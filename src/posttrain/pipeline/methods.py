@@ -89,4 +89,3 @@ def describe_methods() -> Iterator[Described]:
                 cost=getattr(cls, "cost", ""),
                 fails=getattr(cls, "fails", ""),
             )
-

@@ -9,7 +9,9 @@ from ..core.protocols import Engine
 from ..core.seeds import rng
 from ..core.specs import parse
 
-__all__ = ["Opened", "open_engine"]
+__all__ = ["SLOTS", "Opened", "open_engine"]
+
+SLOTS = 64  # sequences generated at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,9 @@ def open_engine(
     from ..models.load import load
 
     loaded = load(ref, device=device, dtype=dtype, chat_template=chat_template)
-    extra = {} if slots is None else {"slots": slots}
-    engine = LocalEngine(loaded.model, loaded.tokenizer, fingerprint=loaded.fingerprint, shape=loaded.shape, **extra)
+    engine = LocalEngine(
+        loaded.model, loaded.tokenizer, fingerprint=loaded.fingerprint, shape=loaded.shape, slots=slots or SLOTS
+    )
     return Opened(engine=engine, name=loaded.name)
 
 

@@ -35,7 +35,7 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, *, size: str | None = None
     write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
-        shop._versions(stage)  # a mistake in the last stage is found now, not after an hour
+        shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
     for number, stage in enumerate(recipe.stages, 1):
         shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
     skipped = sum(done.skipped for done in shop.done.values())
@@ -58,7 +58,12 @@ def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -
     cost = shop.run(stage, folder, key)
     write_json(
         folder / "DONE.json",
-        {"stage": stage.name, "key": key, "cost": cost_to(cost), "finished": datetime.now(UTC).isoformat(timespec="seconds")},
+        {
+            "stage": stage.name,
+            "key": key,
+            "cost": cost_to(cost),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
     )
     return Done(name=stage.name, key=key, folder=folder, cost=cost)
 
@@ -75,7 +80,9 @@ def _make_room(folder: Path, key: str, console: Console) -> None:
                 suffix += 1
                 aside = folder.with_name(f"{folder.name}.old-{old[:8]}-{suffix}")
             folder.rename(aside)
-            console.print(f"{folder.name}: settings or inputs changed; the former results are in {aside.name}", highlight=False)
+            console.print(
+                f"{folder.name}: settings or inputs changed; the former results are in {aside.name}", highlight=False
+            )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"key": key})

@@ -39,7 +39,9 @@ def evaluate_once(
     from ..tasks.registry import load_task
 
     build_prompter(prompt), build_strategy(strategy)  # mistakes first, before anything is loaded
-    loaded = load_task(task, data=data, seed=seed, sizes={split: limit} if limit and task.startswith("reasoning_gym/") else None)
+    loaded = load_task(
+        task, data=data, seed=seed, sizes={split: limit} if limit and task.startswith("reasoning_gym/") else None
+    )
     examples = loaded.examples(split)[:limit]
     if not examples:
         raise ConfigError(f"task '{task}' has no examples in split '{split}'")
@@ -77,7 +79,9 @@ def _claim(folder: Path, key: str) -> None:
 
     marker = folder / "KEY.json"
     if marker.is_file() and read_json(marker).get("key") != key:
-        raise ConfigError(f"{folder} holds another evaluation (other model, task, prompt, strategy or seed): choose another --out")
+        raise ConfigError(
+            f"{folder} holds another evaluation (other model, task, prompt, strategy or seed): choose another --out"
+        )
     write_json(marker, {"key": key})
 
 
@@ -92,4 +96,10 @@ def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> d
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))
     trained = trainer(Checkpoint(path=path, base=model, key=key), rows, out, seed=seed)
-    return {"checkpoint": str(trained.path), "method": method, "model": model, "rows": len(rows), "cost": cost_to(trained.cost)}
+    return {
+        "checkpoint": str(trained.path),
+        "method": method,
+        "model": model,
+        "rows": len(rows),
+        "cost": cost_to(trained.cost),
+    }

@@ -76,13 +76,13 @@ class Workshop:
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
         facts["numbers"] = [self.recipe.device, self.recipe.dtype]
-        facts["versions"] = self._versions(stage)
+        facts["versions"] = self.versions(stage)
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _versions(self, stage: StageConfig) -> list[str]:
-        """Building the methods here also finds every mistake of a recipe before anything runs."""
+    def versions(self, stage: StageConfig) -> list[str]:
+        """Name the methods of a stage with their versions; a wrong spec is found here, before anything runs."""
         methods: list[Any] = []
         if stage.eval is not None:
             methods = [build_prompter(stage.eval.prompt), build_strategy(stage.eval.strategy)]

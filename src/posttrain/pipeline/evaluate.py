@@ -1,0 +1,194 @@
+"""Answering a task's examples with a prompt, a strategy and an engine: graded, metered, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import CapabilityError, PosttrainError
+from ..core.files import read_json, write_json
+from ..core.progress import progress
+from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
+from ..core.seeds import derive
+from ..core.types import Answer, Example, Sampled, Sampling
+from ..engines.meter import Account, Metered
+from ..ledger.row import Row, Samples, cold, timing_of
+from ..ledger.store import Ledger, load_ledger
+from ..stats.summary import Summary, summarise
+from ..verifiers.build import build_verifier
+from .methods import build_prompter, build_strategy
+
+__all__ = ["Evaluation", "evaluate", "load_sampled"]
+
+_AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is evaluated: everything that decides the rows but the engine."""
+
+    stage: str
+    task: Task
+    examples: Sequence[Example]
+    prompt: str
+    strategy: str
+    model: str
+    seed: int
+
+
+def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str) -> Summary:
+    """Answer and grade the examples that the folder's ledger does not hold yet, and return the summary of all.
+
+    Raises `CapabilityError` before anything runs when the strategy needs what the engine cannot do.
+    """
+    prompter = build_prompter(evaluation.prompt)
+    strategy = build_strategy(evaluation.strategy)
+    lacking: frozenset[str] = getattr(strategy, "needs", frozenset()) - engine.can
+    if lacking:
+        raise CapabilityError(
+            f"strategy '{evaluation.strategy}' needs an engine with {', '.join(sorted(lacking))}; this one offers "
+            f"{', '.join(sorted(engine.can)) or 'generation only'}"
+        )
+    with _Clock(folder / "clock.json") as clock, Ledger(folder, [example.id for example in evaluation.examples]) as ledger:
+        todo = [example for example in evaluation.examples if example.id not in ledger.done]
+        with progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance:
+            asyncio.run(_answer_all(evaluation, engine, ledger, todo, prompter, strategy, advance, clock))
+    loaded = load_ledger(folder)
+    return summarise(loaded.rows, loaded.timings, seconds=clock.seconds)
+
+
+async def _answer_all(
+    evaluation: Evaluation,
+    engine: Engine,
+    ledger: Ledger,
+    todo: Sequence[Example],
+    prompter: Prompter,
+    strategy: Strategy,
+    advance: Callable[..., None],
+    clock: _Clock,
+) -> None:
+    gate = asyncio.Semaphore(_AT_ONCE)
+    right = sum(row.score or 0.0 for row in ledger.rows)
+
+    async def one(example: Example) -> None:
+        nonlocal right
+        async with gate:
+            began = time.monotonic()
+            account = Account()
+            answer = await _answer(evaluation, engine, account, example, prompter, strategy)
+            row, samples = _graded(evaluation, example, answer, account)
+            ledger.add(row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began))
+            clock.tick()
+            right += row.score or 0.0
+            advance(1, note=f"{right / len(ledger.done):.1%} right")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for example in todo:
+                group.create_task(one(example))
+    except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
+        raise _first(failed) from None
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    mendable = failed.subgroup(PosttrainError) or failed
+    first = mendable.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _answer(
+    evaluation: Evaluation, engine: Engine, account: Account, example: Example, prompter: Prompter, strategy: Strategy
+) -> Answer:
+    task, public = evaluation.task, example.public()
+    prompt = prompter(task, public, seed=evaluation.seed)
+    verifiers = {}
+    wanted = getattr(strategy, "verifier", None)
+    if wanted is not None:
+        metered = Metered(engine, account, "verifier")
+        verifiers[wanted] = build_verifier(wanted, task=task, engine=metered, golds={example.id: example})
+    tools = Tools(
+        engine=Metered(engine, account, "policy"),
+        extract=task.extract,
+        key=task.key,
+        sampling=Sampling(max_tokens=task.max_tokens),
+        verifiers=verifiers,
+    )
+    return await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+
+
+def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:
+    grade = evaluation.task.grade
+    grades: dict[str | None, float] = {}
+    for candidate in answer.candidates:
+        if candidate.answer not in grades:
+            grades[candidate.answer] = grade(example, candidate.answer)
+    candidates = tuple(
+        {"answer": candidate.answer, "score": grades[candidate.answer], "finish": candidate.completion.finish}
+        for candidate in answer.candidates
+    )
+    cut = sum(candidate["finish"] == "length" for candidate in candidates)
+    row = Row(
+        stage=evaluation.stage,
+        task=evaluation.task.name,
+        example=example.id,
+        model=evaluation.model,
+        prompt=evaluation.prompt,
+        strategy=evaluation.strategy,
+        seed=evaluation.seed,
+        score=grades[answer.answer] if answer.answer in grades else grade(example, answer.answer),
+        answer=answer.answer,
+        unparsed=answer.answer is None,
+        truncated=cut / max(len(candidates), 1),
+        candidates=candidates,
+        cost={role: cold(cost) for role, cost in sorted(account.by_role().items())},
+        trace=dict(answer.trace),
+    )
+    texts = tuple(candidate.text for candidate in answer.candidates)
+    return row, Samples(example=example.id, text=answer.text, texts=texts)
+
+
+def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
+    """Return the graded responses of a finished evaluation, question by question."""
+    loaded = load_ledger(folder)
+    by_id = {example.id: example for example in examples}
+    return [
+        Sampled(
+            example=by_id[row.example],
+            texts=samples.texts,
+            scores=tuple(float(candidate["score"]) for candidate in row.candidates),
+            finishes=tuple(candidate["finish"] for candidate in row.candidates),
+            answers=tuple(candidate["answer"] for candidate in row.candidates),
+        )
+        for row, samples in zip(loaded.rows, loaded.samples, strict=True)
+    ]
+
+
+class _Clock:
+    """Wall time over all runs of a folder, good to a few seconds when a run is killed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
+
+    def __enter__(self) -> _Clock:
+        self._began = self._saved = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._save()
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds so far."""
+        return self._before + (self._saved - self._began)
+
+    def tick(self) -> None:
+        if time.monotonic() - self._saved > 5:
+            self._save()
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        write_json(self._path, {"seconds": round(self.seconds, 3)})

@@ -1,0 +1,90 @@
+"""From a finished run to its report: which stages are rungs, what each had to pay once."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from ..core.files import read_json
+from ..ledger.store import load_ledger
+from ..report.build import Rung, build_report, oracle_rows, print_report
+from .manifest import code_version, hardware, packages
+from .recipe import StageConfig
+from .stages import Workshop
+
+__all__ = ["report_run"]
+
+
+def report_run(shop: Workshop, console: Console) -> dict[str, object]:
+    """Write `report.*` and `figures/` of a finished run, print its table and return the report."""
+    recipe = shop.recipe
+    rungs: list[Rung] = []
+    for stage in recipe.stages:
+        if stage.eval is None or stage.lever is None:
+            continue
+        rungs.append(_rung(shop, stage))
+        if stage.oracle_of is not None:
+            rungs.append(_oracle(rungs[-1], stage.oracle_of))
+    if not rungs:
+        console.print("no stage has a 'lever': nothing to report", highlight=False)
+        return {}
+    meta = {
+        "model": recipe.model,
+        "task": shop.task.name,
+        "seed": recipe.seed,
+        "code": code_version(),
+        "hardware": hardware(),
+        "packages": packages(),
+    }
+    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=[*recipe.notes, *_pair_notes(shop)])
+    print_report(report, Console())
+    return report
+
+
+def _rung(shop: Workshop, stage: StageConfig) -> Rung:
+    assert stage.eval is not None
+    assert stage.lever is not None
+    done = shop.done[stage.name]
+    loaded = load_ledger(done.folder)
+    return Rung(
+        name=stage.name,
+        label=stage.label or stage.name,
+        lever=stage.lever,
+        rows=loaded.rows,
+        timings=loaded.timings,
+        fixed=shop.fixed_cost(stage),
+        seconds=done.cost.seconds,
+        prompt=stage.eval.prompt,
+        strategy=stage.eval.strategy,
+        model=stage.model or shop.recipe.model,
+        against=stage.against,
+        note=stage.note,
+    )
+
+
+def _oracle(rung: Rung, label: str) -> Rung:
+    """Return the same samples as a perfect verifier would choose from them."""
+    return Rung(
+        name=f"{rung.name}-oracle",
+        label=label,
+        lever="oracle",
+        rows=oracle_rows(rung.rows),
+        timings=rung.timings,
+        fixed=rung.fixed,
+        seconds=rung.seconds,
+        prompt=rung.prompt,
+        strategy=rung.strategy,
+        model=rung.model,
+        oracle=True,
+    )
+
+
+def _pair_notes(shop: Workshop) -> list[str]:
+    """Say how many questions gave preference pairs: a data maker's counts belong beside its result."""
+    notes = []
+    for stage in shop.recipe.stages:
+        if stage.data is not None and stage.data.source is not None:
+            counts = read_json(shop.done[stage.name].folder / "counts.json")
+            told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+            notes.append(f"Data of '{stage.name}': {told}.")
+    return notes
+

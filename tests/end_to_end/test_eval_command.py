@@ -1,0 +1,110 @@
+"""`posttrain eval` as a user meets it: one object, one sentence for each mistake, and a kill that loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TASK = "reasoning_gym/chain_sum:min_terms=2,max_terms=3"
+
+
+def posttrain(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from posttrain.cli.main import main; main()", *arguments]
+
+
+def test_prints_one_object(tmp_path: Path) -> None:
+    arguments = (
+        "eval",
+        "--model",
+        "scripted",
+        "--task",
+        TASK,
+        "--strategy",
+        "self_consistency:n=4",
+        "--limit",
+        "20",
+        "--json",
+    )
+    done = posttrain(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    keys = {"accuracy", "ci95", "n", "unparsed_rate", "truncated_rate", "usage", "cost", "flops", "seconds"}
+    assert keys | {"prompt", "strategy", "ledger"} <= result.keys()
+    assert (result["n"], result["usage"]["policy"]["calls"]) == (20, 20)
+    rows = [json.loads(line) for line in (tmp_path / result["ledger"]).read_text().splitlines()]
+    assert result["accuracy"] == sum(row["score"] for row in rows) / 20
+    again = json.loads(posttrain(*arguments, cwd=tmp_path).stdout)
+    assert {k: v for k, v in again.items() if k not in ("seconds", "per_query", "spent")} == {
+        k: v for k, v in result.items() if k not in ("seconds", "per_query", "spent")
+    }
+
+
+MISTAKES = {
+    "misspelt key": (["--strategy", "self_consistency:m=4"], r"unknown key 'm'"),
+    "misspelt strategy": (["--strategy", "self_consistancy"], "did you mean 'self_consistency'"),
+    "misspelt prompt": (["--prompt", "few_shots"], "did you mean 'few_shot'"),
+    "misspelt task": (["--task", "reasoning_gym/chain_sums"], "did you mean 'chain_sum'"),
+    "misspelt parameter": (["--task", "reasoning_gym/chain_sum:min_term=2"], "did you mean 'min_terms'"),
+    "misspelt model": (["--model", "smollm2-135"], "did you mean 'smollm2-135m'"),
+    "missing data": (["--task", "gsm8k", "--data", "none.jsonl"], "none.jsonl"),
+    "empty file": (["--task", "gsm8k", "--data", "empty.jsonl"], "empty"),
+    "broken line": (["--task", "gsm8k", "--data", "broken.jsonl"], "line 2"),
+    "missing column": (["--task", "gsm8k", "--data", "column.jsonl"], "'answer'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(tmp_path: Path, mistake: str) -> None:
+    good = json.dumps({"id": "0", "question": "1+1?", "answer": "2"})
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text(f"{good}\n{{broken\n")
+    (tmp_path / "column.jsonl").write_text('{"id": "0", "question": "1+1?"}\n')
+    changed, sentence = MISTAKES[mistake]
+    options = {"--model": "scripted", "--task": TASK, "--limit": "3"} | dict(zip(changed[::2], changed[1::2], strict=True))
+    done = posttrain("eval", *[part for pair in options.items() for part in pair], "--json", cwd=tmp_path)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
+    arguments = ["eval", "--model", "scripted:latency=0.05", "--task", TASK, "--strategy", "self_consistency:n=3"]
+    arguments += ["--limit", "800", "--seed", "5", "--json"]
+    whole = json.loads(posttrain(*arguments, "--out", "whole", cwd=tmp_path).stdout)
+    cut = tmp_path / "cut" / "ledger.jsonl"
+    process = subprocess.Popen(
+        command(*arguments, "--out", "cut"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (cut.is_file() and cut.stat().st_size):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = cut.read_text().count("\n")
+    assert 0 < finished < 800
+    resumed = json.loads(posttrain(*arguments, "--out", "cut", cwd=tmp_path).stdout)
+    assert cut.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    assert [resumed[k] for k in ("accuracy", "ci95", "usage", "cost")] == [
+        whole[k] for k in ("accuracy", "ci95", "usage", "cost")
+    ]
+
+
+def test_a_folder_keeps_one_evaluation(tmp_path: Path) -> None:
+    arguments = ["eval", "--model", "scripted", "--task", TASK, "--limit", "3", "--out", "here", "--json"]
+    assert posttrain(*arguments, cwd=tmp_path).returncode == 0
+    other = posttrain(*arguments, "--seed", "1", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds another evaluation" in other.stderr
