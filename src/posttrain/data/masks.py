@@ -125,7 +125,7 @@ def encode_completion(tokenizer: Any, prompt: Sequence[Message], completion: str
 
 def _around(tokenizer: Any, messages: Sequence[Message], turn: int) -> tuple[str, str]:
     """Return the template's text before and after the content of a turn, everything else being as it is."""
-    sentinel = "posttrain0sentinel"
+    sentinel = "70417765074182"  # digits: a template may change case
     while any(sentinel in message.content for message in messages):
         sentinel += "0"
     marked = [*messages[:turn], Message(role="assistant", content=sentinel), *messages[turn + 1 :]]
@@ -157,9 +157,10 @@ def _locate(tokenizer: Any, messages: Sequence[Message], turn: int, text: str) -
     ):
         start = agreed  # the template sets this content apart (Qwen3's reasoning), or the prompt has its opening tag
     else:
+        shown = text[len(before) if text.startswith(before) else agreed : end]
         raise DataError(
             f"{where}: the chat template of '{tokenizer.name_or_path}' changes the content, so what is trained is unclear: "
-            f"the message is {_short(content)!r}, rendered is {_short(text[min(agreed, len(before)) : end])!r}"
+            f"the message is {_short(content)!r}, rendered is {_short(shown)!r}"
         )
     seam = agreed if agreed == len(opening) and agreed <= start else start
     # White space between the generation prompt and the content is the model's to write; anything more is the template's.
@@ -197,9 +198,8 @@ def _tokenise(tokenizer: Any, text: str, seams: Sequence[int]) -> _Tokens:
         so_far, so_far_spans = _encode(tokenizer, text[:seam], begin)
         if ids[: len(so_far)] != so_far:  # tokens merge across the seam: cut the text there
             _extend(done, so_far, so_far_spans)
-            begin = seam
-            ids, spans = _encode(tokenizer, text, begin)
-            so_far = []
+            ids, spans = _encode_rest(tokenizer, text, seam, done.ids)
+            begin, so_far = seam, []
         done.seams.append(len(done.ids) + len(so_far))
     _extend(done, ids, spans)
     return done
@@ -218,6 +218,24 @@ def _encode(tokenizer: Any, text: str, begin: int) -> tuple[list[int], list[tupl
     shift, skip = begin - len(anchor), 1 if anchor else 0
     ids: list[int] = encoded["input_ids"][skip:]
     return ids, [(start + shift, end + shift) for start, end in encoded["offset_mapping"][skip:]]
+
+
+def _encode_rest(tokenizer: Any, text: str, begin: int, before: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokenise `text[begin:]` such that, put after the ids `before`, it reads exactly as the whole text does."""
+    whole = _decode(tokenizer, _encode(tokenizer, text, 0)[0])
+    for at in (begin, begin + 1) if text[begin : begin + 1] == " " else (begin,):  # some tokenizers add a space themselves
+        ids, spans = _encode(tokenizer, text, at)
+        if _decode(tokenizer, before + ids) == whole:
+            return ids, spans
+    around = text[max(0, begin - 40) : begin + 40]
+    raise DataError(
+        f"the tokenizer of '{tokenizer.name_or_path}' cannot write what follows the prompt apart from it, near {around!r}: "
+        "begin the answer without white space"
+    )
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _end_token(tokenizer: Any, text: str, tokens: _Tokens, first: int, span: _Span) -> int:
@@ -273,7 +291,7 @@ def _refuse_dropped(messages: Sequence[Message], text: str) -> None:
             continue
         if _squash(message.content) not in _squash(text):
             raise DataError(
-                f"the chat template does not show message {i} ({message.role}): {_short(message.content)!r}; "
+                f"the chat template does not show message {i} ({message.role}) as it is: {_short(message.content)!r}; "
                 "put its text into a user message"
             )
 
@@ -285,7 +303,7 @@ def _refuse_double_start(tokenizer: Any, ids: Sequence[int]) -> None:
 
 def _check(tokenizer: Any, text: str, trained: list[int], span: _Span) -> None:
     """Compare what the trained tokens say with what the text has there."""
-    said = tokenizer.decode(trained, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    said = _decode(tokenizer, trained)
     expected = text[span.start : span.end]
     if _squash(said) != _squash(expected):
         around = text[max(0, span.start - 20) : span.end + 20]

@@ -65,7 +65,7 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 if number == 1 and line.strip() in ("[", "{"):
                     raise DataError(f"{path}: this is a JSON document, not one object per line; name it .json") from None
@@ -98,7 +98,7 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
                     raise DataError(f"{path}, line {reader.line_num}: {found} fields, but the header names {fields}")
                 yield dict(row)
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+            raise DataError(f"{path}, after line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -151,8 +151,11 @@ def _folder(path: Path, split: str | None, limit: int | None) -> list[dict[str, 
 
 def _hub(name: str, split: str | None, limit: int | None) -> list[dict[str, Any]]:
     from datasets import get_dataset_split_names, load_dataset
+    from huggingface_hub import HfApi, constants
 
     try:
+        if not constants.HF_HUB_OFFLINE:  # one question first: `datasets` would try five times over half a minute
+            HfApi().dataset_info(name, timeout=10)
         chosen = _split(get_dataset_split_names(name), split, name)
         return _rows(load_dataset(name, split=chosen), limit)
     except DataError:
@@ -160,7 +163,8 @@ def _hub(name: str, split: str | None, limit: int | None) -> list[dict[str, Any]
     except Exception as error:  # the hub client raises whatever its transport, cache or parsers do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"cannot read '{name}': no such file, and not on the hub or no connection to it ({reason})"
+            f"cannot read '{name}': there is no such file, and the hub does not have it or cannot be reached ({reason}); "
+            "HF_HUB_OFFLINE=1 uses what was downloaded before"
         ) from None
 
 

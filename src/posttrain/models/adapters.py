@@ -6,7 +6,8 @@ LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3): h = W₀x + (α/r)·B·A·x, wit
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,8 +49,7 @@ def add_lora(
         target_modules=targets if targets == "all-linear" else list(targets),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's transposed layers: PEFT sets it right
+    with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=False)
 
@@ -59,7 +59,8 @@ def attach(model: Any, path: Path) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(path), is_trainable=True, autocast_adapter_dtype=False)
+        with _quiet():
+            return PeftModel.from_pretrained(model, str(path), is_trainable=True, autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise ModelError(f"{path}: this adapter does not fit its base model ({str(error).splitlines()[0]})") from None
 
@@ -95,6 +96,14 @@ def base_of(path: Path) -> str:
         raise PosttrainError(f'{path}: the adapter does not name its base model; put {{"base": …}} into posttrain.json')
     beside = path / base
     return str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's transposed layers: PEFT sets it right
+        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT still asks transformers by a deprecated name
+        yield
 
 
 def _listed(model: Any) -> str:

@@ -1,0 +1,62 @@
+"""What exactly is trained: the text of a row as the model sees it, with the trained tokens marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+from .formats import Conversation, Demonstration, normalise
+from .masks import Encoded, encode_completion, encode_conversation
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["counts", "encode_row", "explain", "pieces_of", "render_rich"]
+
+
+def encode_row(
+    tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"] = "all", where: str = "row"
+) -> list[Encoded]:
+    """Return a row in any known shape as the sequences that are trained on: one, or chosen and rejected of a preference."""
+    normal = normalise(row, where)
+    if isinstance(normal, Conversation):
+        return [encode_conversation(tokenizer, normal.messages, train=train)]
+    if isinstance(normal, Demonstration):
+        return [encode_completion(tokenizer, normal.prompt, normal.completion)]
+    return [encode_completion(tokenizer, normal.prompt, answer) for answer in (normal.chosen, normal.rejected)]
+
+
+def explain(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"] = "all") -> list[tuple[str, bool]]:
+    """Return the row's text in pieces, each with whether it is trained; of a preference, chosen and then rejected."""
+    return [piece for encoded in encode_row(tokenizer, row, train=train) for piece in pieces_of(tokenizer, encoded)]
+
+
+def pieces_of(tokenizer: Any, encoded: Encoded) -> list[tuple[str, bool]]:
+    """Return the text of a sequence in pieces, cut where training begins and ends."""
+    runs = groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1])
+    return [
+        (tokenizer.decode([i for i, _ in run], skip_special_tokens=False, clean_up_tokenization_spaces=False), trained)
+        for trained, run in runs
+    ]
+
+
+def counts(encoded: Iterable[Encoded]) -> dict[str, int]:
+    """Return `{"sequences", "tokens", "trained", "longest"}` of what rows were encoded into."""
+    sequences = list(encoded)
+    return {
+        "sequences": len(sequences),
+        "tokens": sum(len(sequence.ids) for sequence in sequences),
+        "trained": sum(sequence.trained for sequence in sequences),
+        "longest": max((len(sequence.ids) for sequence in sequences), default=0),
+    }
+
+
+def render_rich(pieces: Iterable[tuple[str, bool]]) -> Text:
+    """Return the pieces as rich text: what is trained in green and bold, everything else dimmed."""
+    from rich.text import Text
+
+    shown = Text()
+    for text, trained in pieces:
+        shown.append(text, style="bold green" if trained else "dim")
+    return shown
