@@ -1,0 +1,72 @@
+"""Writing a report: `report.json`, `report.html`, `report.md` and `figures/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.files import write_atomic, write_json
+from .analysis import analyse
+from .rung import LEVERS, Rung, oracle_rows
+from .table import print_report
+
+__all__ = ["Rung", "build_report", "oracle_rows", "print_report"]
+
+
+def build_report(
+    title: str, rungs: Sequence[Rung], out: Path, *, meta: Mapping[str, Any], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Compare the rungs on their common examples, write everything below `out` and return what `report.json` holds.
+
+    The first rung is what others are compared with unless they say `against`; oracle rungs are shown apart. Raises
+    `DataError` when rungs answer different examples, `ConfigError` for an unknown or repeated rung name.
+    """
+    report = analyse(title, rungs, meta=meta, notes=notes)
+    from .figures import draw_all  # matplotlib takes half a second
+
+    drawn = draw_all(report, out / "figures")
+    write_atomic(out / "report.md", _rendered("report.md.j2", report, drawn))
+    write_atomic(out / "report.html", _rendered("report.html.j2", report, drawn))
+    write_json(out / "report.json", report)
+    return report
+
+
+def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from . import words
+
+    environment = Environment(
+        loader=PackageLoader("posttrain.report", "templates"),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for name in ("accuracy", "duration", "interval", "percent", "points", "probability", "si"):
+        environment.filters[name] = getattr(words, name)
+    labels = {rung["name"]: rung["label"] for rung in report["rungs"]}
+    by_lever = {lever: [rung for rung in report["rungs"] if rung["lever"] == lever] for lever in LEVERS}
+    return environment.get_template(template).render(
+        report=report,
+        figures=drawn,
+        labels=labels,
+        levers=LEVERS,
+        by_lever={lever: found for lever, found in by_lever.items() if any(rung["verdict"] for rung in found)},
+        unit=words.UNIT[report["unit"]],
+        facts=_flat(report["meta"]),
+    )
+
+
+def _flat(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what made the report as name and text."""
+    told = []
+    for name, value in meta.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, list | tuple):
+            value = ", ".join(str(item) for item in value)
+        told.append((name.replace("_", " "), str(value)))
+    return told

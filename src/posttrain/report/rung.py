@@ -1,0 +1,58 @@
+"""A rung of the ladder: one evaluated method, with what it had to pay once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..core.errors import DataError
+from ..core.types import Cost
+from ..ledger.row import Row, Timing
+
+__all__ = ["LEVERS", "Lever", "Rung", "oracle_rows"]
+
+Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
+LEVERS: dict[str, str] = {
+    "prompting": "Prompting",
+    "test-time": "Test-time scaling",
+    "fine-tuning": "Supervised fine-tuning",
+    "preference": "Preference optimisation",
+    "combined": "Levers combined",
+    "oracle": "Oracle (pass@N)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One evaluation of the report.
+
+    `fixed` is what had to be paid once (training, search, sampling of labels), `seconds` the wall-clock time of the
+    evaluation, `against` the name of the rung it is compared with (default: the first).
+    """
+
+    name: str
+    label: str
+    lever: Lever
+    rows: Sequence[Row]
+    timings: Sequence[Timing] = ()
+    fixed: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    prompt: str = ""
+    strategy: str = ""
+    model: str = ""
+    oracle: bool = False
+    against: str | None = None
+    note: str = ""
+
+
+def oracle_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows as a perfect verifier would have chosen among the same candidates: pass@N, no method's accuracy."""
+    chosen = []
+    for row in rows:
+        if not row.candidates:
+            raise DataError(f"example '{row.example}' of '{row.stage}' kept no candidates: there is nothing to choose from")
+        best = max(row.candidates, key=lambda candidate: candidate["score"] or 0.0)
+        unparsed = all(candidate["answer"] is None for candidate in row.candidates)
+        chosen.append(replace(row, score=float(best["score"] or 0.0), answer=best["answer"], unparsed=unparsed))
+    return tuple(chosen)
