@@ -4,26 +4,35 @@ import asyncio
 
 import pytest
 import torch
+from tiny_models import llama, model, tokenizer
+from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, MambaConfig, MistralConfig, Qwen3Config
+
 from posttrain.core.errors import ModelError
 from posttrain.core.types import Completion, Message, Prompt, Sampling
 from posttrain.data.chat import render_prompt
 from posttrain.engines.local import LocalEngine
-from tiny_models import llama, model, tokenizer
-from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, MambaConfig, MistralConfig, Qwen3Config
 
 torch.set_num_threads(1)
 
-SIZES = dict(
-    vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, bos_token_id=None, eos_token_id=257, pad_token_id=257,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 257,
+}
 CONFIGS = {
     "llama": llama(),
     "llama-bf16": llama(),
     "qwen3": Qwen3Config(**SIZES, head_dim=12),
     # window 8: shorter than every prompt, so that prefill, continued prefill and decode all slide
     "gemma2": Gemma2Config(
-        **SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=16, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
+        **SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=16, attn_logit_softcapping=2.0,
+        final_logit_softcapping=5.0,
     ),
     "gemma3": Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=16),
     "mistral": MistralConfig(**SIZES, sliding_window=10),

@@ -5,12 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, kstest
+from tiny_models import llama, model, tokenizer
+
 from posttrain.core.errors import ConfigError
 from posttrain.core.types import Message, Prompt, Sampling
 from posttrain.engines.local import LocalEngine
 from posttrain.engines.local.sampler import choose, stream_key, uniforms
-from scipy.stats import chisquare, kstest
-from tiny_models import llama, model, tokenizer
 
 torch.set_num_threads(1)
 

@@ -5,13 +5,14 @@ import threading
 
 import pytest
 import torch
+from tiny_models import llama, model, tokenizer
+
 from posttrain.core.errors import ConfigError, ContextOverflowError, ModelError
 from posttrain.core.protocols import Engine
 from posttrain.core.types import Message, Prompt, Sampling, Usage
 from posttrain.data.chat import render_prompt
 from posttrain.engines.local import LocalEngine
 from posttrain.engines.local.sequence import Detokenizer, cut_at_stop
-from tiny_models import llama, model, tokenizer
 
 torch.set_num_threads(1)
 

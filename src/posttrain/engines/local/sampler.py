@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ __all__ = ["Draw", "choose", "stream_key", "uniforms"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 256  # two passes over ~sqrt(V) numbers instead of one cumulative sum over V
-_HEAD = 256  # candidates sorted at first for top-p; rows whose nucleus is larger are sorted in full
+_CACHE = 1 << 20  # bytes of float32 logits worked on at a time: half the second-level cache of a present-day core
+_HEADS = (256, 4096)  # likeliest tokens sorted for top-p; only rows whose nucleus is larger are sorted further
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -55,51 +57,45 @@ class Draw:
     top: list[tuple[tuple[int, float], ...]]
 
 
-def _inverse_cdf(weights_RV: Tensor, u_R: Tensor) -> Tensor:
-    """Return the first index at which the cumulative sum of the (unnormalised) weights exceeds u times their total."""
+def _block_sums(weights_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights in blocks, [R, N, B] (zeros fill the last), and the sum of each block, [R, N]."""
     R, V = weights_RV.shape
-    blocks = -(-V // _BLOCK)
-    padded = torch.nn.functional.pad(weights_RV, (0, blocks * _BLOCK - V)).view(R, blocks, _BLOCK)
-    wide = torch.float32 if weights_RV.device.type == "mps" else torch.float64
-    upto_RN = padded.sum(-1).to(wide).cumsum(-1)
-    target_R1 = u_R.to(wide)[:, None] * upto_RN[:, -1:]
-    block_R1 = torch.searchsorted(upto_RN, target_R1, right=True).clamp_(max=blocks - 1)
+    missing = -V % _BLOCK
+    padded_RNB = (torch.nn.functional.pad(weights_RV, (0, missing)) if missing else weights_RV).view(R, -1, _BLOCK)
+    return padded_RNB, padded_RNB.sum(-1)
+
+
+def _inverse_cdf(padded_RNB: Tensor, sums_RN: Tensor, u_R: Tensor) -> Tensor:
+    """Return the first index at which the cumulative sum of the (unnormalised) weights exceeds u times their total."""
+    upto_RN = sums_RN.to(u_R.dtype).cumsum(-1)
+    target_R1 = u_R[:, None] * upto_RN[:, -1:]
+    block_R1 = torch.searchsorted(upto_RN, target_R1, right=True).clamp_(max=upto_RN.shape[1] - 1)
     below_R1 = torch.where(block_R1 > 0, upto_RN.gather(1, (block_R1 - 1).clamp_(min=0)), torch.zeros_like(target_R1))
-    rows = torch.arange(R, device=weights_RV.device)
-    inside_RB = padded[rows, block_R1[:, 0]].to(wide)
+    rows = torch.arange(len(u_R), device=u_R.device)
+    inside_RB = padded_RNB[rows, block_R1[:, 0]].to(u_R.dtype)
     offset_R1 = torch.searchsorted(inside_RB.cumsum(-1), target_R1 - below_R1, right=True)
     # Rounding may put the target past a block's own sum: stay on the last index that has weight.
     last_R1 = _BLOCK - 1 - inside_RB.flip(-1).gt(0).to(torch.int8).argmax(-1, keepdim=True)
     return (block_R1 * _BLOCK + torch.minimum(offset_R1, last_R1))[:, 0]
 
 
-def _plain(scaled_RV: Tensor, u_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample from softmax(scaled); return tokens and their log-probabilities."""
-    top_R1 = scaled_RV.amax(-1, keepdim=True)
-    weights_RV = (scaled_RV - top_R1).exp_()
-    token_R = _inverse_cdf(weights_RV, u_R)
-    chosen_R = scaled_RV.gather(1, token_R[:, None])[:, 0]
-    return token_R, chosen_R - top_R1[:, 0] - weights_RV.sum(-1).log_()
-
-
 def _filtered(scaled_RV: Tensor, u_R: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Sample from softmax(scaled) cut to the `top_k` likeliest, then to the smallest set that holds mass `top_p`."""
-    V = scaled_RV.shape[1]
+    R, V = scaled_RV.shape
     k = min(top_k or V, V)
-    head = min(k, _HEAD) if top_p < 1 else k
-    values, indices = scaled_RV.topk(head, dim=-1)
-    if k == V:
-        total_R1 = scaled_RV.logsumexp(-1, keepdim=True)
-    else:
-        total_R1 = (values if head == k else scaled_RV.topk(k, dim=-1).values).logsumexp(-1, keepdim=True)
-    tokens_R, logprobs_R = _sorted_draw(values, indices, total_R1, u_R, top_p)
-    if head < k:
-        # Where the distribution is flat the nucleus may be larger than the head: those rows are sorted in full.
-        short_R = (values - total_R1).exp().sum(-1) < top_p
-        if bool(short_R.any()):
-            full = scaled_RV[short_R].topk(k, dim=-1)
-            tokens_R[short_R], logprobs_R[short_R] = _sorted_draw(*full, total_R1[short_R], u_R[short_R], top_p)
-    return tokens_R, logprobs_R
+    total_R1 = (scaled_RV if k == V else scaled_RV.topk(k, dim=-1).values).logsumexp(-1, keepdim=True)
+    token_R = torch.empty(R, dtype=torch.long, device=u_R.device)
+    logprob_R = torch.empty_like(scaled_RV[:, 0])
+    left = torch.arange(R, device=u_R.device)  # rows whose nucleus has been longer than the heads sorted so far
+    for head in [h for h in _HEADS if h < k and top_p < 1] + [k]:
+        values, indices = scaled_RV[left].topk(head, dim=-1)
+        done = (values - total_R1[left]).exp().sum(-1) >= top_p if head < k else torch.ones_like(left, dtype=torch.bool)
+        rows = left[done]
+        token_R[rows], logprob_R[rows] = _sorted_draw(values[done], indices[done], total_R1[rows], u_R[rows], top_p)
+        left = left[~done]
+        if not len(left):
+            break
+    return token_R, logprob_R
 
 
 def _sorted_draw(values: Tensor, indices: Tensor, total_R1: Tensor, u_R: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -123,32 +119,44 @@ def choose(logits_RV: Tensor, samplings: Sequence[Sampling], u_R: npt.NDArray[np
     p_v ∝ exp(logit_v / temperature) within the top-k and top-p sets; the token is the first whose cumulative
     probability exceeds u. At temperature 0 it is the arg max, with log-probability 0 as sampled.
     """
-    logits_RV = logits_RV.float()
-    lse_R = logits_RV.logsumexp(-1)
+    R, V = logits_RV.shape
+    # On CPU a few rows at a time: all passes over them then happen in the cache of a core.
+    size = max(1, _CACHE // (4 * V)) if logits_RV.device.type == "cpu" else R
+    drawn = Draw(tokens=[], logprobs=[], raw_logprobs=[], top=[])
+    for at in range(0, R, size):
+        _choose(drawn, logits_RV[at : at + size].float(), samplings[at : at + size], u_R[at : at + size])
+    return drawn
+
+
+def _choose(drawn: Draw, logits_RV: Tensor, samplings: Sequence[Sampling], u_R: npt.NDArray[np.float64]) -> None:
     device = logits_RV.device
+    u = torch.from_numpy(u_R).to(device, torch.float32 if device.type == "mps" else torch.float64)
+    top_R, best_R = logits_RV.max(-1)
+    shifted_RV = logits_RV - top_R[:, None]
+    padded_RNB, sums_RN = _block_sums(shifted_RV.exp())
+    lse_R = sums_RN.sum(-1).log()  # of the shifted logits
+    token_R, logprob_R = best_R, torch.zeros_like(top_R)
     groups: dict[tuple[float, int, float], list[int]] = {}
     for row, s in enumerate(samplings):
-        key = (0.0, 0, 1.0) if s.temperature == 0 else (s.temperature, s.top_k, s.top_p)
-        groups.setdefault(key, []).append(row)
-    tokens = torch.empty(len(samplings), dtype=torch.long, device=device)
-    logprobs = torch.empty(len(samplings), dtype=torch.float32, device=device)
+        if s.temperature > 0:
+            groups.setdefault((s.temperature, s.top_k, s.top_p), []).append(row)
     for (temperature, top_k, top_p), rows in groups.items():
-        index = torch.tensor(rows, device=device)
-        part = logits_RV if len(groups) == 1 else logits_RV[index]
-        if temperature == 0:
-            tokens[index], logprobs[index] = part.argmax(-1), 0.0
-            continue
-        scaled = part if temperature == 1 else part / temperature
-        u = torch.from_numpy(u_R[rows]).to(device, torch.float32 if device.type == "mps" else torch.float64)
+        index: Any = slice(None) if len(rows) == len(samplings) else torch.tensor(rows, device=device)
+        part_RV = shifted_RV[index] if temperature == 1 else shifted_RV[index] / temperature
         if top_k or top_p < 1:
-            tokens[index], logprobs[index] = _filtered(scaled, u, top_k, top_p)
-        else:
-            tokens[index], logprobs[index] = _plain(scaled, u)
-    raw = logits_RV.gather(1, tokens[:, None])[:, 0] - lse_R
-    top: list[tuple[tuple[int, float], ...]] = [()] * len(samplings)
+            token_R[index], logprob_R[index] = _filtered(part_RV, u[index], top_k, top_p)
+            continue
+        padded, sums = (padded_RNB[index], sums_RN[index]) if temperature == 1 else _block_sums(part_RV.exp())
+        token_R[index] = _inverse_cdf(padded, sums, u[index])
+        logprob_R[index] = part_RV.gather(1, token_R[index][:, None])[:, 0] - sums.sum(-1).log()
+    raw_R = shifted_RV.gather(1, token_R[:, None])[:, 0] - lse_R
+    drawn.tokens += token_R.tolist()
+    drawn.logprobs += logprob_R.tolist()
+    drawn.raw_logprobs += raw_R.tolist()
     most = max(s.logprobs for s in samplings)
-    if most:
-        values, indices = logits_RV.topk(min(most, logits_RV.shape[1]), dim=-1)
-        pairs = zip(indices.tolist(), (values - lse_R[:, None]).tolist(), samplings, strict=True)
-        top = [tuple(zip(i[: s.logprobs], v[: s.logprobs], strict=True)) for i, v, s in pairs]
-    return Draw(tokens=tokens.tolist(), logprobs=logprobs.tolist(), raw_logprobs=raw.tolist(), top=top)
+    if not most:
+        drawn.top += [()] * len(samplings)
+        return
+    values, indices = shifted_RV.topk(min(most, logits_RV.shape[1]), dim=-1)
+    pairs = zip(indices.tolist(), (values - lse_R[:, None]).tolist(), samplings, strict=True)
+    drawn.top += [tuple(zip(i[: s.logprobs], v[: s.logprobs], strict=True)) for i, v, s in pairs]
