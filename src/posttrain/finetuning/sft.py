@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded, encode_completion, encode_conversation
-from ..models.forward import Forward, collate
+from ..models.forward import Forward
 from ..stats.flops import train_flops
-from ..training.artifact import data_hash, export, finished, run_key
-from ..training.loop import fit
-from ..training.opening import Adaptation, messages_of, open_start
-from ..training.optimiser import Optimisation, Optimiser, Schedule
-from ..training.step import Learner, Work
+from ..training.opening import messages_of
+from ..training.optimiser import Schedule
+from ..training.session import Session
+from ..training.step import Work
 
 __all__ = ["Sft"]
 
@@ -60,39 +59,12 @@ class Sft:
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
-        for name in ("epochs", "batch_size", "tokens_per_microbatch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sft: {name} = {getattr(self, name)} must be at least 1")
-        optimisation = Optimisation(
-            lr=self.lr, schedule=self.schedule, warmup=self.warmup, weight_decay=self.weight_decay, clip=self.clip
-        )
-        adaptation = Adaptation(adapter=self.adapter, rank=self.rank, alpha=self.alpha, dropout=self.dropout)
-        opened = open_start(start, dtype=self.dtype, adaptation=adaptation, out=out, seed=seed)
-        hashed = data_hash(data)
-        key = run_key(method=self, start=opened.loaded.fingerprint, data=hashed, seed=seed)
-        done = finished(out, key)
-        if done is not None:
-            return done
-
-        rows, dropped = self._encode(opened.loaded.tokenizer, data, self.max_length or opened.context)
-        module = Forward(opened.model)
-        learner = Learner(
-            module=module,
-            objective=_Objective(opened.loaded.shape, frozen_backbone=self.adapter == "lora"),
-            optimiser=Optimiser(module, optimisation),
-            tokens_per_microbatch=self.tokens_per_microbatch,
-            seed=seed,
-            device=opened.loaded.device,
-        )
-        fit(
-            learner, rows, out=out, key=key, batch_size=self.batch_size, epochs=self.epochs,
-            save_every=self.save_every, description="sft",
-        )  # fmt: skip
-        return export(
-            opened.model, opened.loaded.tokenizer, out, method=self, seed=seed, key=key, base=opened.base,
-            start={"path": str(start.path), "fingerprint": opened.loaded.fingerprint},
-            data={"hash": hashed, "rows": len(data), "dropped_too_long": dropped}, cost=start.cost + learner.cost,
-        )  # fmt: skip
+        session = Session.open(self, start, data, out, seed=seed)
+        if session.done is not None:
+            return session.done
+        rows, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
+        objective = _Objective(session.opened.loaded.shape, session.frozen_backbone)
+        return session.train(objective, rows, facts={"dropped_too_long": dropped})
 
     def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Row], int]:
         rows, dropped = [], 0
@@ -143,8 +115,8 @@ class _Objective:
     def totals(self, items: Sequence[_Row]) -> int:
         return sum(item.encoded.trained for item in items)
 
-    def __call__(self, module: nn.Module, items: Sequence[_Row], totals: int) -> tuple[Tensor, dict[str, float]]:
-        batch = collate([item.encoded for item in items])
+    def __call__(self, module: Forward, items: Sequence[_Row], totals: int) -> tuple[Tensor, dict[str, float]]:
+        batch = module.batch([[item.encoded] for item in items])
         weights_N = torch.full(batch.targets_N.shape, -1.0 / totals, dtype=torch.double)
         loss, _ = module(batch, weights_N)
         return loss, {"trained_tokens": len(batch.targets_N)}

@@ -112,7 +112,18 @@ class Forward(nn.Module):
         causal = causal_model(model)
         self._scale, self._softcap = head_adjustments(causal.config)
         self._virtual = _virtual_tokens(model)
+        self.packs = False
         self._check_head()
+        self.packs = self._packing_is_exact()
+
+    def batch(self, groups: Sequence[Sequence[TokenSequence]]) -> Batch:
+        """Lay out groups of sequences; those of a group share the computation of their common prefix where that is exact.
+
+        `owner_N` counts sequences in the order given, group by group.
+        """
+        from .sharing import pack
+
+        return pack(groups) if self.packs else collate([sequence for group in groups for sequence in group])
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states of the positions that predict a trained token: `hidden_ND`."""
@@ -120,20 +131,22 @@ class Forward(nn.Module):
 
     def all_hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states of every position: `hidden_BTD`."""
-        backbone, extra = backbone_of(self.model), {}
-        if batch.positions_BT is not None:
-            extra["position_ids"] = batch.positions_BT
+        backbone = backbone_of(self.model)
         if batch.layout is not None:
-            extra["layout"] = batch.layout
+            from .sharing import packed_attention
+
+            with packed_attention(_text_config(causal_model(self.model).config)):
+                return _last(
+                    backbone(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, layout=batch.layout)
+                )
         if not self._virtual:
-            states = backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False, **extra)
-            return _last(states)
+            return _last(backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False))
         # prompt-learning adapters prepend virtual tokens in their own forward: run it, and catch the backbone's output
         caught: list[Any] = []
         hook = backbone.register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
             attention = torch.ones_like(batch.ids_BT) if batch.attention_BT is None else batch.attention_BT
-            self.model(input_ids=batch.ids_BT, attention_mask=attention, logits_to_keep=1, **extra)
+            self.model(input_ids=batch.ids_BT, attention_mask=attention, logits_to_keep=1)
         finally:
             hook.remove()
         return _last(caught[-1])[:, -batch.ids_BT.shape[1] :]
@@ -181,11 +194,43 @@ class Forward(nn.Module):
                 "output head differ from the model's own), so it cannot be trained here"
             )
 
+    @torch.no_grad()
+    def _packing_is_exact(self) -> bool:
+        """Try the packed layout against the plain forward: recurrent models and unknown attention take the latter."""
+        config = _text_config(causal_model(self.model).config)
+        if self._virtual or getattr(config, "attention_chunk_size", None):
+            return False
+        from .sharing import pack
+
+        probe = [[_Probe(5, 4, 1), _Probe(5, 3, 2)], [_Probe(6, 0, 3)]]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            packed = self.hidden(pack(probe).to(self.model.device)).float()
+            plain = self.hidden(collate([s for group in probe for s in group]).to(self.model.device)).float()
+        except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+            return False  # the model does not take positions, the layout, or this attention function
+        finally:
+            self.model.train(was_training)
+        wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
+        return bool((packed - plain).norm() <= (1e-4 if wide else 0.05) * plain.norm())
+
+
+class _Probe:
+    """A sequence of small token ids: `prefix` tokens that all have, then `own` tokens that differ by `kind`; all trained."""
+
+    def __init__(self, prefix: int, own: int, kind: int) -> None:
+        self.ids = [*range(1, prefix + 1), *(20 * kind + i for i in range(own))]
+        self.mask = [False] + [True] * (len(self.ids) - 1)
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
 
 def head_adjustments(config: Any) -> tuple[float, float | None]:
     """Return (scale, soft-cap) that a family applies to its logits: Cohere, Granite, Falcon-H1; Gemma-2, RecurrentGemma."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    scale = 1.0
+    text, scale = _text_config(config), 1.0
     for name, inverse in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
         value = getattr(text, name, None)
         if value is not None:

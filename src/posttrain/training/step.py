@@ -40,7 +40,7 @@ class Objective(Protocol):
         """Return the counts the loss is normalised by, over all items of the optimiser step on all processes."""
         ...
 
-    def __call__(self, module: nn.Module, items: Sequence[Any], totals: Any) -> tuple[Tensor, Mapping[str, Any]]:
+    def __call__(self, module: Any, items: Sequence[Any], totals: Any) -> tuple[Tensor, Mapping[str, Any]]:
         """Return this micro-batch's share of the loss, and of each measure: shares add up to the step's value."""
         ...
 
@@ -132,14 +132,14 @@ def _summed_over_processes(sums: dict[str, Tensor], optimiser: Optimiser) -> dic
 
 def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and the number of processes: (0, 1) without `torch.distributed`."""
-    if dist.is_available() and dist.is_initialized():  # type: ignore[no-untyped-call]
+    if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def peak_bytes() -> int:
     """Return the most memory ever held: on the accelerator where there is one, else by this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,226 @@
+"""Packed, prefix-shared forward: no padding, and a prompt that several completions have in common is computed once.
+
+A group of sequences with a common prefix (a DPO pair, the samples of one prompt) is laid out as one run of tokens,
+[prefix | rest of 1 | rest of 2 | …], and all groups of a micro-batch end to end in one row. Positions restart after the
+prefix; a token sees the prefix, and what stands before it in its own branch. Keys and values of the prefix thus receive
+gradients from every branch. Everything but attention is per token, so values and gradients equal those of the plain
+forward, up to rounding. The idea: "Accelerating DPO with prefix sharing", 2410.20305.
+
+Attention runs group by group through transformers' `AttentionInterface`, with keys and values never repeated over the
+query heads that share them, scores and softmax in at least float32.
+
+Shapes: B = 1 row, T packed tokens, L tokens of one group, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .forward import Batch, TokenSequence, trained_positions
+
+__all__ = ["Layout", "pack", "packed_attention", "shared_prefix"]
+
+IMPLEMENTATION = "posttrain_packed"
+LONG = 1024  # tokens of a group above which scores are not kept for the backward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Where a group lies in the row, and its branches: the lengths of what follows the prefix."""
+
+    start: int
+    prefix: int
+    branches: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prefix + sum(self.branches)
+
+
+@dataclass(slots=True)
+class Layout:
+    """The groups of a micro-batch; masks are made once and serve every layer."""
+
+    groups: tuple[Group, ...]
+    _masks: dict[Any, Tensor] = field(default_factory=dict)
+
+    def visible(self, group: Group, window: int | None, device: torch.device) -> Tensor:
+        """Return which keys each query of a group sees: `mask_LL`, True where it does."""
+        key = (group.prefix, group.branches, window)
+        if key not in self._masks:
+            branch = torch.cat([torch.full((n,), i - 1) for i, n in enumerate((group.prefix, *group.branches))])
+            position = torch.cat([torch.arange(group.prefix), *(group.prefix + torch.arange(n) for n in group.branches)])
+            distance = position[:, None] - position[None, :]
+            seen = (distance >= 0) & ((branch[None, :] == -1) | (branch[None, :] == branch[:, None]))
+            if window is not None:
+                seen &= distance < window
+            self._masks[key] = seen.to(device)
+        return self._masks[key]
+
+    def bias(self, group: Group, window: int | None, device: torch.device) -> Tensor:
+        """Return 0 where a key is seen and −∞ where it is not: `bias_LL`, float32."""
+        key = (group.prefix, group.branches, window, "bias")
+        if key not in self._masks:
+            seen = self.visible(group, window, device)
+            self._masks[key] = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
+        return self._masks[key]
+
+
+def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
+    """Return how many leading token ids all the sequences of a group have in common; 0 for a group of one."""
+    if len(sequences) < 2:
+        return 0
+    first, *others = (list(s.ids) for s in sequences)
+    length = min(len(first), *(len(o) for o in others))
+    for other in others:
+        if other[:length] != first[:length]:
+            length = next(i for i in range(length) if other[i] != first[i])
+    return length
+
+
+def pack(groups: Sequence[Sequence[TokenSequence]]) -> Batch:
+    """Lay groups of sequences out in one row. `owner_N` counts sequences in the order given, group by group."""
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    where: list[Tensor] = []
+    targets: list[Tensor] = []
+    owner: list[Tensor] = []
+    laid: list[Group] = []
+    for group in groups:
+        prefix, start = shared_prefix(group), len(ids)
+        ids += group[0].ids[:prefix]
+        positions.append(torch.arange(prefix))
+        for sequence in group:
+            offset = len(ids) - prefix  # where the branch's token i lies: offset + i
+            trained = trained_positions(sequence)
+            before = trained - 1
+            where.append(torch.where(before < prefix, start + before, offset + before))
+            targets.append(torch.tensor(sequence.ids, dtype=torch.long)[trained])
+            owner.append(torch.full_like(trained, len(owner)))
+            ids += sequence.ids[prefix:]
+            positions.append(torch.arange(prefix, len(sequence.ids)))
+        laid.append(Group(start, prefix, tuple(len(s.ids) - prefix for s in group)))
+    return Batch(
+        ids_BT=torch.tensor([ids], dtype=torch.long),
+        attention_BT=None,
+        where_N=torch.cat(where),
+        targets_N=torch.cat(targets),
+        owner_N=torch.cat(owner),
+        sequences=len(owner),
+        tokens=len(ids),
+        positions_BT=torch.cat(positions)[None],
+        layout=Layout(tuple(laid)),
+    )
+
+
+@contextmanager
+def packed_attention(config: Any) -> Iterator[None]:
+    """Let a model's attention layers read the batch's layout inside this context."""
+    before = config._attn_implementation
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over [1, H, T, D] queries, group by group; returns [1, T, H, D]."""
+    if s_aux is not None or not getattr(module, "is_causal", True):
+        raise NotImplementedError("packed attention: sinks or attention that is not causal")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = []
+    for group in layout.groups:
+        at = slice(group.start, group.start + group.length)
+        q, k, v = query[0, :, at], key[0, :, at], value[0, :, at]
+        if softcap is not None or dropout:
+            mixed = _attention_by_autograd(q, k, v, layout.bias(group, sliding_window, q.device), scale, softcap, dropout)
+        elif group.length > LONG or q.device.type != "cpu":
+            mixed = _attention_by_sdpa(q, k, v, layout.visible(group, sliding_window, q.device), scale)
+        else:
+            mixed = _GroupedAttention.apply(q, k, v, layout.bias(group, sliding_window, q.device), scale)  # type: ignore[no-untyped-call]
+        out.append(mixed.transpose(0, 1))
+    return torch.cat(out)[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+
+
+def _attention_by_autograd(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, softcap: float | None, dropout: float
+) -> Tensor:
+    """As it is written: softmax(cap(q kᵀ · scale) + bias) v, in at least float32 up to the softmax."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    repeats = q.shape[0] // k.shape[0]
+    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+    scores = (q.to(wide) @ k.to(wide).transpose(1, 2)) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    p = (scores + bias).softmax(-1).to(q.dtype)
+    return torch.nn.functional.dropout(p, dropout) @ v
+
+
+def _attention_by_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    repeats = q.shape[0] // k.shape[0]
+    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible, scale=scale)
+    return mixed[0]
+
+
+class _GroupedAttention(torch.autograd.Function):
+    """Attention of one group on the CPU, query heads that share keys multiplied as one matrix.
+
+    Two to four times as fast as PyTorch's flash kernel at some hundred tokens, where that one repeats keys and values.
+    Only the probabilities are kept, in the input's type. Backward: dS = P ∘ (dP − rowsum(dP ∘ P)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, bias, scale):  # type: ignore[no-untyped-def]
+        (H, L, D), K = q.shape, k.shape[0]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        q = q.reshape(K, H // K * L, D)
+        scores = torch.bmm(q.to(wide), k.to(wide).transpose(1, 2)).mul_(scale)
+        p = scores.view(H, L, L).add_(bias).softmax(-1).to(q.dtype).view(K, H // K * L, L)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return torch.bmm(p, v).view(H, L, D)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out):  # type: ignore[no-untyped-def]
+        q, k, v, p = ctx.saved_tensors
+        (K, rows, D), L = q.shape, k.shape[1]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        d_out = d_out.reshape(K, rows, D)
+        dv = torch.bmm(p.transpose(1, 2), d_out)
+        dp, p = torch.bmm(d_out.to(wide), v.to(wide).transpose(1, 2)), p.to(wide)
+        ds = dp.sub_((dp * p).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scale).to(q.dtype)
+        dq = torch.bmm(ds, k).view(K * rows // L, L, D)
+        dk = torch.bmm(ds.transpose(1, 2), q)
+        return dq, dk, dv, None, None

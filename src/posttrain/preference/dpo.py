@@ -1,0 +1,181 @@
+"""Direct preference optimisation (Rafailov et al. 2023, 2305.18290): preferences without a reward model or sampling.
+
+With h(y) = log π(y|x) − log π_ref(y|x), summed over the response's tokens, and m = β (h(chosen) − h(rejected)):
+
+    L = − log σ(m)      per pair (eq. 7), averaged over the pairs of the optimiser step
+
+The reference π_ref is the start checkpoint; its log-probabilities are computed once and kept in `out/reference`.
+
+Metrics: `margin` (mean m), `accuracy` (share of pairs with m > 0), `reward_chosen` and `reward_rejected` (β h),
+`logp_chosen` and `logp_rejected`. Both log-probabilities often fall during DPO. That is no defect by itself: the loss sees
+only the difference, and a chosen response that is unlikely to begin with shares most of its tokens with the rejected one.
+It becomes one when the probability goes to responses outside the data; then lower `lr`, raise `beta`, or fine-tune on
+the chosen responses first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError
+from ..core.types import Checkpoint, Message, ModelShape
+from ..data.masks import Encoded, encode_completion
+from ..losses.preference import MARGIN_LOSSES, implicit_reward
+from ..losses.reduce import sequence_sums
+from ..models.forward import Forward
+from ..models.sharing import shared_prefix
+from ..training.opening import messages_of
+from ..training.optimiser import Schedule
+from ..training.reference import reference_logps
+from ..training.session import Session, group_work
+from ..training.step import Work
+
+__all__ = ["Dpo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dpo:
+    """DPO of all weights or of a LoRA adapter (which wants an `lr` some ten times higher).
+
+    Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
+    messages, then `prompt` may be left out when both begin with it. A pair of which a response does not fit into
+    `max_length` tokens (0: the model's context) is an error that names it; `too_long="drop"` leaves it out and counts it.
+    """
+
+    version: ClassVar[str] = "1"
+
+    beta: float = 0.1
+    loss: Literal["sigmoid", "hinge"] = "sigmoid"
+    label_smoothing: float = 0.0  # probability that a label is wrong (conservative DPO)
+    lr: float = 1e-6
+    epochs: int = 1
+    batch_size: int = 16  # pairs per optimiser step
+    tokens_per_microbatch: int = 1024
+    schedule: Schedule = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    adapter: Literal["full", "lora"] = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0  # of the adapter
+    max_length: int = 0
+    too_long: Literal["error", "drop"] = "error"
+    save_every: int = 50  # optimiser steps between checkpoints of training state
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
+        """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
+        if not self.beta > 0 or not 0 <= self.label_smoothing < 0.5 or (self.loss == "hinge" and self.label_smoothing):
+            raise ConfigError(
+                f"dpo: beta = {self.beta} must be positive and label_smoothing = {self.label_smoothing} in [0, 0.5) "
+                "(0 with loss=hinge)"
+            )
+        session = Session.open(self, start, data, out, seed=seed)
+        if session.done is not None:
+            return session.done
+        pairs, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
+        objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
+        reference, cost = reference_logps(
+            session.module, [pair.group for pair in pairs], [objective.work(pair, backward=False) for pair in pairs],
+            out=out, key=session.key, tokens_per_microbatch=4 * self.tokens_per_microbatch,
+        )  # fmt: skip
+        pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
+        return session.train(objective, pairs, facts={"dropped_too_long": dropped}, cost=cost)
+
+    def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Pair], int]:
+        pairs, dropped = [], 0
+        for i, row in enumerate(data):
+            pair = encode_pair(tokenizer, row, where=f"row {i}")
+            longest = max(len(response.ids) for response in pair)
+            if longest <= limit:
+                pairs.append(_Pair(i, pair, shared_prefix(pair)))
+            elif self.too_long == "drop":
+                dropped += 1
+            else:
+                raise DataError(
+                    f"row {i}: prompt and response have {longest} tokens, more than the {limit} allowed: shorten it, raise "
+                    "max_length (up to the model's context), or set too_long=drop to leave such rows out"
+                )
+        return pairs, dropped
+
+
+def encode_pair(tokenizer: Any, row: Mapping[str, Any], *, where: str) -> tuple[Encoded, Encoded]:
+    """Return the token ids of prompt + chosen and prompt + rejected; trained are the responses and their end."""
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise DataError(
+                f"{where}: no '{name}'; expected 'prompt', 'chosen' and 'rejected', found {', '.join(sorted(row))}"
+            )
+    try:
+        prompts, responses = zip(*(_split(row, name) for name in ("chosen", "rejected")), strict=True)
+        if prompts[0] != prompts[1]:
+            raise DataError("'chosen' and 'rejected' answer different conversations")
+        if responses[0] == responses[1]:
+            raise DataError("'chosen' and 'rejected' are the same text, so nothing is preferred; remove the row")
+        return encode_completion(tokenizer, prompts[0], responses[0]), encode_completion(tokenizer, prompts[1], responses[1])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _split(row: Mapping[str, Any], name: str) -> tuple[list[Message], str]:
+    """Return (prompt, response) of one side of a pair."""
+    prompt = messages_of(row["prompt"], "prompt") if "prompt" in row else []
+    if isinstance(row[name], str):
+        if not prompt:
+            raise DataError(f"'{name}' is text, so a 'prompt' is needed")
+        return prompt, row[name]
+    *before, last = messages_of(row[name], name)
+    if last.role != "assistant" or not [*prompt, *before]:
+        raise DataError(f"'{name}' must end with the assistant's response to a prompt")
+    return [*prompt, *before], last.content
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    row: int
+    group: tuple[Encoded, Encoded]  # chosen, rejected
+    prefix: int  # tokens in common
+    reference: tuple[float, float] = (0.0, 0.0)  # log π_ref of each
+
+
+@dataclass(frozen=True, slots=True)
+class _Objective:
+    method: Dpo
+    shape: ModelShape
+    frozen_backbone: bool
+    shares: bool
+
+    def work(self, item: _Pair, *, backward: bool = True) -> Work:
+        prefix = item.prefix if self.shares else 0
+        return group_work(
+            self.shape, prefix=prefix, branches=[len(e.ids) - prefix for e in item.group], backward=backward,
+            logits=sum(e.trained for e in item.group), frozen_backbone=self.frozen_backbone,
+        )  # fmt: skip
+
+    def totals(self, items: Sequence[_Pair]) -> int:
+        return len(items)
+
+    def __call__(self, module: Forward, items: Sequence[_Pair], totals: int) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = module.batch([item.group for item in items])
+        logps_N = module(batch)
+        policy_B2 = sequence_sums(logps_N, batch.owner_N.to(logps_N.device), batch.sequences).view(-1, 2)
+        reference_B2 = torch.tensor([item.reference for item in items], dtype=torch.double).to(policy_B2)
+        rewards_B2 = implicit_reward(policy_B2, reference_B2, beta=self.method.beta)
+        margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
+        losses_B = MARGIN_LOSSES[self.method.loss](margin_B, self.method.label_smoothing)
+        measures = {
+            "margin": margin_B,
+            "accuracy": (margin_B > 0).double(),
+            "reward_chosen": rewards_B2[:, 0],
+            "reward_rejected": rewards_B2[:, 1],
+            "logp_chosen": policy_B2[:, 0],
+            "logp_rejected": policy_B2[:, 1],
+        }
+        return losses_B.sum() / totals, {name: value.detach().sum() / totals for name, value in measures.items()}

@@ -1,0 +1,97 @@
+"""Log-probabilities under the start weights, computed once before training and kept in `out/reference`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..core.errors import ConfigError, TrainingError
+from ..core.files import disk_errors
+from ..core.progress import progress
+from ..core.types import Cost, Usage
+from ..losses.reduce import sequence_sums
+from ..models.forward import Forward, TokenSequence
+from .batching import micro_batches, share_of_rank
+from .state import cost_from_dict
+from .step import Work, peak_bytes, rank_and_world
+
+__all__ = ["reference_logps"]
+
+
+@torch.no_grad()
+def reference_logps(
+    module: Forward,
+    groups: Sequence[Sequence[TokenSequence]],
+    work: Sequence[Work],
+    *,
+    out: Path,
+    key: str,
+    tokens_per_microbatch: int,
+) -> tuple[list[list[float]], Cost]:
+    """Return Σ log π(token) over the trained tokens of each sequence of each group, and what that cost.
+
+    Without dropout. Each micro-batch is one line of a file, so a killed run computes only what is missing. Call it before
+    any weight has changed. Raises `ConfigError` when the files belong to another run.
+    """
+    rank, world = rank_and_world()
+    folder = out / "reference"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    known = _read(folder, key)
+    batches = micro_batches(list(range(len(groups))), [w.tokens for w in work], tokens_per_microbatch)
+    missing = [batch for batch in batches if not all(i in known[0] for i in batch)]
+    module.eval()
+    with (
+        (folder / f"{rank}.jsonl").open("a", encoding="utf-8") as file,
+        progress("reference", len(batches), unit="batch", start=len(batches) - len(missing)) as advance,
+    ):
+        for rows in share_of_rank(missing, rank, world):
+            began = time.perf_counter()
+            batch = module.batch([groups[i] for i in rows])
+            logps_N = module(batch)
+            sums = sequence_sums(logps_N.double(), batch.owner_N.to(logps_N.device), batch.sequences).tolist()
+            if not all(map(_finite, sums)):
+                raise TrainingError(f"a log-probability of the start model is not finite among rows {rows}")
+            flops = sum(work[i].flops for i in rows)
+            cost = Cost(
+                usage=Usage(calls=1, scored=batch.tokens), flops=flops, flops_spent=flops,
+                seconds=time.perf_counter() - began, peak_bytes=peak_bytes(),
+            )  # fmt: skip
+            sizes = [len(groups[i]) for i in rows]
+            values = [sums[sum(sizes[:j]) : sum(sizes[: j + 1])] for j in range(len(rows))]
+            with disk_errors(folder):
+                file.write(json.dumps({"key": key, "rows": rows, "logps": values, "cost": asdict(cost)}) + "\n")
+                file.flush()
+            advance()
+    if world > 1:
+        dist.barrier()
+    found, cost = _read(folder, key)
+    return [found[i] for i in range(len(groups))], cost
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _read(folder: Path, key: str) -> tuple[dict[int, list[float]], Cost]:
+    """Read all finished lines; a line cut by a kill is removed from its file."""
+    found: dict[int, list[float]] = {}
+    cost = Cost()
+    for path in sorted(folder.glob("*.jsonl")):
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            if entry["key"] != key:
+                raise ConfigError(f"{folder.parent} holds a run with another configuration, data, seed or start: remove it")
+            found.update(zip(entry["rows"], entry["logps"], strict=True))
+            cost += cost_from_dict(entry["cost"])
+    return found, cost
