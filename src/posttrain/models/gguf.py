@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..core.errors import ModelError
@@ -89,7 +90,7 @@ def _llama_weights(reader: Any, facts: _Facts, folder: Path) -> None:
     heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
     tensors: dict[str, torch.Tensor] = {}
     for tensor in reader.tensors:
-        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        weight = torch.from_numpy(dequantize(np.asarray(tensor.data), tensor.tensor_type).copy())
         name = _OUTER.get(tensor.name)
         if name is None:
             _, layer, part, kind = tensor.name.split(".") if tensor.name.count(".") == 3 else ("", "", "", "")
