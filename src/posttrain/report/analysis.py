@@ -12,7 +12,7 @@ from ..stats.paired import Paired, compare, holm
 from ..stats.pareto import break_even, pareto_front
 from ..stats.summary import summarise
 from .rung import Rung
-from .words import break_even_sentence, headline, verdict
+from .words import break_even_sentence, headline, steps, verdict
 
 __all__ = ["analyse", "paired_rows"]
 
@@ -49,6 +49,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         "n": len(first.rows),
         "unit": unit,
         "headline": headline(shown),
+        "steps": steps(shown),
         "rungs": shown,
         "oracles": [found[rung.name] for rung in rungs if rung.oracle],
         "pareto": [shown[index]["name"] for index in front],

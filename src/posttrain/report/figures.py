@@ -139,7 +139,10 @@ def _accuracy_by_cost(figure: Figure, report: Facts, narrow: bool) -> None:
     for rung, cost, right in zip(report["rungs"], costs, rights, strict=True):
         _dot(axes, cost, right, [100 * bound for bound in rung["ci95"]], rung["lever"], upright=True)
     front = sorted((cost, right) for rung, cost, right in zip(report["rungs"], costs, rights, strict=True) if rung["pareto"])
-    axes.step(*zip(*front, strict=True), where="post", color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    steps = front[:1]
+    for cost, right in front[1:]:
+        steps += [(cost, steps[-1][1]), (cost, right)]
+    axes.plot(*zip(*steps, strict=True), color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.1)
     low, high = (min(rung["ci95"][0] for rung in report["rungs"]), max(rung["ci95"][1] for rung in report["rungs"]))
     pad = 7 * max(high - low, 0.05)
     axes.set_ylim(max(100 * low - pad, -2), min(100 * high + pad, 102))
@@ -147,14 +150,10 @@ def _accuracy_by_cost(figure: Figure, report: Facts, narrow: bool) -> None:
     axes.set_ylabel("Accuracy, %")
     _si_ticks(axes)
     _legend(figure, report["rungs"], narrow)
-    names = [
-        str(number) if narrow else "\n".join(textwrap.wrap(rung["label"], 24))
-        for number, rung in enumerate(report["rungs"], 1)
-    ]
+    names = [str(number) if narrow else _balanced(rung["label"], 24) for number, rung in enumerate(report["rungs"], 1)]
     spans = [(100 * rung["ci95"][0], 100 * rung["ci95"][1]) for rung in report["rungs"]]
-    place_labels(
-        axes, list(zip(costs, rights, strict=True)), names, spans, colours=(INK, MUTED), size=9.0 if narrow else 8.5
-    )
+    spots = list(zip(costs, rights, strict=True))
+    place_labels(axes, spots, names, spans, lines=steps, colours=(INK, MUTED, PAPER), size=9.0 if narrow else 8.5)
 
 
 def _ladder(figure: Figure, report: Facts, narrow: bool) -> None:
@@ -170,7 +169,7 @@ def _ladder(figure: Figure, report: Facts, narrow: bool) -> None:
     top = max(rung["ci95"][1] for rung in shown)
     axes.set_xlim(0, 100 * top * (1.22 if narrow else 1.12) + 1)
     if report["oracles"]:
-        axes.axhline(len(report["rungs"]) - 0.5, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.axhline(len(report["rungs"]) - (0.7 if narrow else 0.5), color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
     axes.set_xlabel("Accuracy, %, with 95% interval")
     _legend(figure, shown, narrow)
 
@@ -209,7 +208,8 @@ def _rows(figure: Figure, shown: Sequence[Facts], labels: Sequence[str], narrow:
         for height, label in enumerate(labels):
             one = textwrap.shorten(label.replace("\n", " "), 48, placeholder="…")
             place = (0.0, height - 0.32)
-            axes.text(*place, one, transform=axes.get_yaxis_transform(), fontsize=8.5, va="bottom", ha="left")
+            text = axes.text(*place, one, transform=axes.get_yaxis_transform(), fontsize=8.5, va="bottom", ha="left")
+            text.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})
     else:
         wrapped = ["\n".join(line for part in label.split("\n") for line in textwrap.wrap(part, 34)) for label in labels]
         axes.set_yticks(range(len(shown)), wrapped, color=INK, fontsize=8.5)
@@ -242,7 +242,7 @@ def _legend(figure: Figure, shown: Sequence[Facts], narrow: bool) -> None:
         loc="outside upper left",
         ncols=columns,
         frameon=False,
-        fontsize=8,
+        fontsize=8.5,
         handletextpad=0.2,
         columnspacing=1.0,
     )
@@ -255,7 +255,18 @@ def _si_ticks(axes: Axes) -> None:
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(float(f"{value:.6g}"))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(si(float(f"{value:.6g}")))))
+
+
+def _balanced(label: str, width: int) -> str:
+    """Break a long label into lines of about equal length."""
+    lines = -(-len(label) // width)
+    return "\n".join(textwrap.wrap(label, max(len(label) // lines + 3, 12))) if lines > 1 else label
+
+
+def _short(number: str) -> str:
+    """Drop decimals that are all zero: a tick is a round number."""
+    return re.sub(r"\.0+(?= |$)", "", number)
 
 
 def _alt_cost(report: Facts) -> str:

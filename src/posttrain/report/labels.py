@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -24,13 +25,14 @@ def place_labels(
     names: Sequence[str],
     spans: Sequence[tuple[float, float]],
     *,
-    colours: tuple[str, str],
+    lines: Sequence[tuple[float, float]] = (),
+    colours: tuple[str, str, str],
     size: float,
 ) -> list[Text]:
     """Write each name near its spot at the nearest free place, with a thin line to the spot when it is not adjacent.
 
-    `spans` are the ends of the upright intervals through the spots, `colours` those of text and line. When no place is
-    free the one with the least overlap is taken.
+    `spans` are the ends of the upright intervals through the spots, `lines` the corners of a path to keep clear of,
+    `colours` those of text, line and paper. When no place is free the one with the least overlap is taken.
     """
     figure = axes.figure
     figure.canvas.draw()  # the layout engine decides the size of the axes now
@@ -42,10 +44,15 @@ def place_labels(
         taken.append((x - 6 * pixels, y - 6 * pixels, x + 6 * pixels, y + 6 * pixels))
         bottom, top = (float(axes.transData.transform((centre, end))[1]) for end in (low, high))
         taken.append((x - 1.5 * pixels, bottom, x + 1.5 * pixels, top))
+    corners = [tuple(axes.transData.transform(corner)) for corner in lines]
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        edge = 1.5 * pixels
+        taken.append((min(x0, x1) - edge, min(y0, y1) - edge, max(x0, x1) + edge, max(y0, y1) + edge))
     written = []
     for index in sorted(range(len(spots)), key=lambda i: -at[i][1]):
         x, y = at[index]
-        text = axes.text(0, 0, names[index], fontsize=size, color=colours[0], linespacing=1.05, zorder=6)
+        text = axes.text(0, 0, names[index], fontsize=size, color=colours[0], linespacing=1.05, zorder=1.2)
+        text.set_bbox({"facecolor": colours[2], "edgecolor": "none", "pad": 0.5})  # the grid does not strike it through
         extent = text.get_window_extent()
         width, height = extent.width + 2 * pixels, extent.height + 2 * pixels
         best: tuple[float, float, Box] | None = None

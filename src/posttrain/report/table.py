@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .rung import LEVERS
-from .words import MEASURABLE, UNIT, accuracy, duration, interval, percent, points, probability, si
+from .words import MEASURABLE, UNIT, duration, interval, percent, points, probability, si
 
 __all__ = ["print_report"]
 
@@ -26,10 +26,13 @@ _STYLE = {
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Print the ladder, what each lever brought, and when what was paid once has paid."""
-    console.print(_ladder(report))
+    console.print(f"[bold]{escape(report['title'])}[/]  [dim]n = {report['n']}[/]\n", highlight=False)
+    for parts in (["accuracy", "cost"],) if console.width >= 120 else (["accuracy"], ["cost"]):
+        console.print(_ladder(report, parts))
+    console.print("[dim]◆ no other rung is both cheaper per query and as accurate[/]")
     if report["oracles"]:
         console.print("[dim]Oracle rungs choose with the gold answer: what the samples hold, no method's accuracy.[/]")
-    console.print(f"\n[bold]{escape(report['headline'])}[/]", highlight=False)
+    console.print(f"\n[bold]{escape(report['headline'])}[/] {escape(report['steps'])}\n", highlight=False)
     for rung in report["rungs"]:
         if rung["verdict"]:
             mark = {True: "[green]+[/]", False: "[red]−[/]"}[rung["difference"]["difference"] > 0]
@@ -39,39 +42,38 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(f" [cyan]=[/] {escape(found['sentence'])}", highlight=False)
 
 
-def _ladder(report: Mapping[str, Any]) -> Table:
-    unit = report["unit"]
+def _ladder(report: Mapping[str, Any], parts: Sequence[str]) -> Table:
+    """Return the table with the columns of `parts`: "accuracy", "cost" or both."""
+    unit = UNIT[report["unit"]]
     labels = {rung["name"]: rung["label"] for rung in report["rungs"]}
-    title = f"{escape(report['title'])}  [dim]n = {report['n']}[/]"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    table.add_column("rung", min_width=12, overflow="fold")
-    table.add_column("accuracy, 95%", min_width=13)
-    table.add_column("points, 95%", min_width=13)
-    table.add_column("p Holm", justify="right")
-    table.add_column("unparsed", justify="right")
-    table.add_column("cut", justify="right")
-    table.add_column("tokens\n/query", justify="right")
-    table.add_column("FLOPs\n/query", justify="right")
-    table.add_column(f"{UNIT[unit]}\nonce", justify="right")
-    table.add_column("time", justify="right")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("rung", overflow="fold", min_width=20)
+    columns: dict[str, list[str]] = {
+        "accuracy": ["accuracy\n95%", "points\n95% paired", "p\nHolm", "un-\nparsed", "cut by\nlength"],
+        "cost": ["tokens\n/query", "FLOPs\n/query", f"{unit}\nonce", "time"],
+    }
+    for part in parts:
+        for name in columns[part]:
+            table.add_column(name, justify="right", no_wrap=True)
     for rung in [*report["rungs"], *report["oracles"]]:
         found = rung["difference"]
-        change = f"{points(found['difference'])} {interval(found['ci95'])}" if found else ""
-        if found and found["against"] != report["rungs"][0]["name"]:
-            change += f"\n[dim]against {escape(labels[found['against']])}[/]"
-        style = _STYLE[rung["lever"]]
-        table.add_row(
-            f"[{style}]{escape(rung['label'])}[/]{' ◆' if rung['pareto'] else ''}\n[dim]{LEVERS[rung['lever']]}[/]",
-            accuracy(rung),
-            change,
-            probability(found["p_holm"]).removeprefix("= ") if found else "",
-            percent(rung["unparsed_rate"]),
-            percent(rung["truncated_rate"]),
-            si(rung["per_query"]["tokens"]),
-            si(rung["per_query"]["flops"]) if rung["per_query"]["flops"] else "",
-            si(rung["fixed"][unit]) if rung["fixed"][unit] else "",
-            duration(rung["seconds"]),
-        )
-    table.caption = "◆ no other rung is both cheaper per query and as accurate"
-    table.caption_justify = "left"
+        what = LEVERS[rung["lever"]] + (f", against {escape(labels[found['against']])}" if found else "")
+        label = f"[{_STYLE[rung['lever']]}]{escape(rung['label'])}[/]{' ◆' if rung['pareto'] else ''}"
+        label += f"\n[dim]{what}[/]" if "accuracy" in parts else ""
+        cells = {
+            "accuracy": [
+                f"{percent(rung['accuracy'])}\n[dim]{escape(interval(rung['ci95']))}[/]",
+                f"{points(found['difference'])}\n[dim]{escape(interval(found['ci95']))}[/]" if found else "",
+                probability(found["p_holm"]).removeprefix("= ") if found else "",
+                percent(rung["unparsed_rate"]),
+                percent(rung["truncated_rate"]),
+            ],
+            "cost": [
+                si(rung["per_query"]["tokens"]),
+                si(rung["per_query"]["flops"]) if rung["per_query"]["flops"] else "",
+                si(rung["fixed"][report["unit"]]) if rung["fixed"][report["unit"]] else "",
+                duration(rung["seconds"]),
+            ],
+        }
+        table.add_row(label, *(cell for part in parts for cell in cells[part]))
     return table

@@ -19,6 +19,7 @@ __all__ = [
     "probability",
     "ratio",
     "si",
+    "steps",
     "verdict",
 ]
 
@@ -109,13 +110,15 @@ def verdict(rung: Mapping[str, Any], reference: str, unit: str) -> str:
         text += "no measurable gain"
     else:
         text += "no gain"
+    if found["p"] < MEASURABLE <= found["p_holm"]:
+        text += f" (p {probability(found['p'])} before adjusting)"
     text += f" at {ratio(rung['cost_ratio'])} per query"
     more = rung["fixed"][unit] - found["reference_fixed"]
     return text + (f", plus {si(more)} {UNIT[unit]} once." if more > 0 else ".")
 
 
 def headline(rungs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the finding of the whole ladder in a sentence or two."""
+    """Return the finding of the whole ladder in a sentence."""
     first = rungs[0]
     if len(rungs) == 1:
         return f"{first['label']} answers {accuracy(first)} of {first['n']} questions right."
@@ -124,15 +127,21 @@ def headline(rungs: Sequence[Mapping[str, Any]]) -> str:
         return f"Nothing measurably beats {first['label']} ({accuracy(first)}, n = {first['n']})."
     gain = best["over_first"]
     text = f"{best['label']} is the most accurate: {accuracy(best)}, {points(gain['difference'])} points "
-    text += f"{interval(gain['ci95'])} above {first['label']} ({percent(first['accuracy'])}), n = {first['n']}."
-    useless = [
-        rung["label"]
-        for rung in rungs[1:]
-        if rung["difference"]["p_holm"] >= MEASURABLE or rung["difference"]["difference"] <= 0
-    ]
-    if useless:
-        text += f" No measurable gain over what it was compared with: {', '.join(useless)}."
-    return text
+    return text + f"{interval(gain['ci95'])} above {first['label']} ({percent(first['accuracy'])}), n = {first['n']}."
+
+
+def steps(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """Return which steps gained, lost, or did neither measurably."""
+    told = []
+    changed = [rung for rung in rungs[1:] if rung["difference"]["p_holm"] < MEASURABLE]
+    for name, found in (
+        ("Measurable gains, step by step", [rung for rung in changed if rung["difference"]["difference"] > 0]),
+        ("Measurable losses", [rung for rung in changed if rung["difference"]["difference"] < 0]),
+        ("No measurable gain", [rung for rung in rungs[1:] if rung not in changed]),
+    ):
+        listed = "; ".join(f"{rung['label']} {points(rung['difference']['difference'])}" for rung in found)
+        told += [f"{name}: {listed}."] if found else []
+    return " ".join(told)
 
 
 def break_even_sentence(
