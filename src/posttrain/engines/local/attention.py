@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from ...core.errors import ModelError
+from .runs import Run
 
 __all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
 
@@ -37,7 +38,7 @@ class Step:
     lengths: Sequence[int]
     positions: Tensor  # [R, T]
     decode: bool = False  # one new token in every slot of a contiguous range
-    shared: int = 0  # leading positions whose keys and values are the same in all rows
+    runs: Sequence[Run] = ()  # of a decode: which rows read what; those between two runs are nobody's
     fresh: bool = field(init=False)  # nothing is in the slots yet: attention is among the new tokens only
     reach: int = field(init=False)  # positions read
 
@@ -179,6 +180,27 @@ def _attend(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tenso
     return torch.softmax(scores, dim=-1, dtype=torch.float32)
 
 
+def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """Attention of one run of rows, one query token each: [r, G, H/G, D] over its shared and its own positions.
+
+    All rows' queries meet the shared keys in one product per head, [G, r·H/G, D] × [G, D, P]; the scores are then
+    joined with those of each row's own positions, so that the softmax is the same as if nothing were shared.
+    """
+    low, high, P, reach = run
+    query = query[low:high]
+    r, G, group, D = query.shape
+    scores = torch.matmul(query, key[low:high, :, :, P:reach])
+    if P:
+        stem = torch.matmul(query.transpose(0, 1).reshape(G, r * group, D), key[low, :, :, :P])
+        scores = torch.cat([stem.view(G, r, group, P).transpose(0, 1), scores], dim=-1)
+    weights = _attend(scores, None if mask is None else mask[low:high, :, :, :reach], softcap).to(value.dtype)
+    out = torch.matmul(weights[..., P:], value[low:high, :, P:reach])
+    if P:
+        stem = torch.matmul(weights[..., :P].transpose(0, 1).reshape(G, r * group, P), value[low, :, :P])
+        out = out + stem.view(G, r, group, -1).transpose(0, 1)
+    return out
+
+
 def _slot_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -200,9 +222,13 @@ def _slot_attention(
     scaling = D**-0.5 if scaling is None else scaling
     if step.decode:
         # Grouped: the H / G query heads that share a key/value head are rows of one product; nothing is expanded.
-        scores = torch.matmul((query * scaling).reshape(R, G, H // G, D), key)
-        weights = _attend(scores, attention_mask, softcap).to(value.dtype)
-        return torch.matmul(weights, value).reshape(R, 1, H, -1), None
+        grouped = (query * scaling).reshape(R, G, H // G, D)
+        if len(step.runs) == 1:
+            return _attend_run(step.runs[0], grouped, key, value, attention_mask, softcap).reshape(R, 1, H, -1), None
+        out = grouped.new_zeros(R, G, H // G, value.shape[-1])
+        for run in step.runs:
+            out[run.low : run.high] = _attend_run(run, grouped, key, value, attention_mask, softcap)
+        return out.reshape(R, 1, H, -1), None
     if not step.fresh:
         key = key.transpose(2, 3).contiguous()
     key, value = key.repeat_interleave(H // G, dim=1), value.repeat_interleave(H // G, dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.errors import ModelError
 from .attention import IMPLEMENTATION, SlotCache, Step, running
+from .runs import Run
 
 __all__ = ["Runner"]
 
@@ -104,8 +105,8 @@ class Runner:
         assert logits is not None
         return logits
 
-    def decode(self, low: int, tokens: Sequence[int], positions: Sequence[int], reach: int, shared: int = 0) -> Tensor:
-        """Feed one token to each of the slots low, low + 1, …; return logits [R, V]. `reach`: positions read."""
+    def decode(self, low: int, tokens: Sequence[int], positions: Sequence[int], runs: Sequence[Run]) -> Tensor:
+        """Feed one token to each of the slots low, low + 1, …; return logits [R, V]. `runs` count from `low`."""
         slots = range(low, low + len(tokens))
         step = Step(
             slots=slots,
@@ -113,9 +114,9 @@ class Runner:
             lengths=[1] * len(tokens),
             positions=torch.tensor(positions, device=self.device)[:, None],
             decode=True,
-            shared=shared,
+            runs=runs,
         )
-        step.reach = reach
+        step.reach = min(max(run.reach for run in runs), self.cache.capacity)
         logits = self._forward(step, torch.tensor(tokens, device=self.device)[:, None], logits=True)
         assert logits is not None
         return logits[:, -1]
@@ -134,7 +135,7 @@ class Runner:
             plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
         self.fill([1], [0], [ids[:3]])
         self.fill([1], [3], [ids[3:5]])
-        slots = self.decode(1, [ids[5]], [5], 6)[0].float()
+        slots = self.decode(1, [ids[5]], [5], [Run(0, 1, 0, 6)])[0].float()
         exact = next(self.model.parameters()).dtype == torch.float32
         spread = (plain[-1].max() - plain[-1].min()).item()
         error = (slots - plain[-1]).abs().max().item()

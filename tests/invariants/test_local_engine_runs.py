@@ -1,0 +1,98 @@
+"""Rows that share leading tokens read them once: the plan is right, and nothing else changes."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_local_engine_models import CONFIGS, FLOAT32
+from tiny_models import model, tokenizer
+
+import posttrain.engines.local.runs as runs_module
+from posttrain.core.types import Message, Prompt, Sampling
+from posttrain.engines.local import LocalEngine
+from posttrain.engines.local.runs import plan_runs
+
+torch.set_num_threads(1)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_row_is_in_one_run_and_what_is_shared_is_equal(data):
+    stems = [np.arange(400) + 1000 * i for i in range(3)]
+    rows, tokens, lengths = [], [], []
+    for row in range(data.draw(st.integers(1, 24))):
+        stem = stems[data.draw(st.integers(0, 2))][: data.draw(st.integers(0, 400))]
+        own = data.draw(st.integers(1, 200))
+        tokens.append(
+            np.pad(np.concatenate([stem, np.full(own, 5000 + row)]), (0, 700 - len(stem) - own), constant_values=-1)
+        )
+        lengths.append(len(stem) + own)
+        if row == 0 or data.draw(st.booleans()):
+            rows.append(row)
+    tokens, rows, lengths = np.stack(tokens), np.array(rows), np.array(lengths)
+    runs = plan_runs(tokens, rows, lengths)
+    assert [run.low for run in runs] == sorted(run.low for run in runs)
+    for first, second in itertools.pairwise(runs):
+        assert first.high <= second.low
+    for row in rows:
+        (run,) = [run for run in runs if run.low <= row < run.high]
+        assert run.shared < lengths[row] <= run.reach
+        assert run.low in rows
+        assert (tokens[row, : run.shared] == tokens[run.low, : run.shared]).all()
+
+
+def test_a_common_prompt_is_one_run_and_lengths_far_apart_are_several():
+    prompt = np.arange(1000)
+    tokens = np.stack([np.concatenate([prompt, np.full(100, 2000 + i)]) for i in range(32)])
+    (run,) = plan_runs(tokens, np.arange(32), np.full(32, 1050))
+    assert (run.low, run.high, run.shared, run.reach) == (0, 32, 992, 1056)
+    different = np.arange(64)[:, None] * 5000 + np.arange(2000)
+    lengths = np.where(np.arange(64) < 60, 100, 1900)
+    runs = plan_runs(different, np.arange(64), lengths)
+    assert [(run.low, run.high, run.reach) for run in runs] == [(0, 60, 128), (60, 64, 1920)]
+    assert len(plan_runs(different, np.arange(4), np.array([50, 60, 70, 80]))) == 1  # not worth a run of its own
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_sharing_changes_nothing(name, monkeypatch):
+    """Few-shot stem and several samples per prompt, with runs forced apart and with none shared at all."""
+    stem = "Q: 2 plus 2? A: 4. Q: 3 plus 5? A: 8. Q: "
+    prompts = [Prompt(messages=(Message(role="user", content=stem + q),)) for q in ("1 plus 1?", "7 plus 6?", "what is it?")]
+    sampling = Sampling(temperature=0.7, max_tokens=40)
+
+    def draw(cost, stem_cost):
+        monkeypatch.setattr(runs_module, "_RUN_COST", cost)
+        monkeypatch.setattr(runs_module, "_STEM_COST", stem_cost)
+        local = LocalEngine(model(CONFIGS[name]).eval(), tokenizer(), fingerprint="x", slots=10)
+        planned = []
+        decode = local._runner.decode
+        local._runner.decode = lambda low, tokens, positions, runs: (
+            planned.append(runs) or decode(low, tokens, positions, runs)
+        )
+
+        async def go():
+            calls = [
+                local.generate(p, replace(sampling, max_tokens=40 + i), seed=3, samples=range(5))
+                for i, p in enumerate(prompts)
+            ]
+            return await asyncio.gather(*calls)
+
+        return [[c.tokens for c in cs] for cs in asyncio.run(go())], planned
+
+    apart, many = draw(0, 0.1)
+    together, few = draw(1e9, 0.1)
+    assert max(map(len, many)) > 1
+    assert {len(runs) for runs in few} == {1}
+    assert max(run.shared for runs in many for run in runs) >= 64
+    alone = LocalEngine(model(CONFIGS[name]).eval(), tokenizer(), fingerprint="x", slots=1)
+    one = [
+        asyncio.run(alone.generate(p, replace(sampling, max_tokens=40 + i), seed=3, samples=[4]))
+        for i, p in enumerate(prompts)
+    ]
+    assert apart == together
+    assert [c.tokens for (c,) in one] == [tokens[4] for tokens in apart]
