@@ -48,6 +48,14 @@ def test_an_implicit_prompt_may_be_many_turns() -> None:
     assert normalise(row) == expected
 
 
+def test_saying_nothing_may_be_the_worse_answer_but_not_the_better() -> None:
+    assert normalise({"prompt": "hi", "chosen": "ho", "rejected": ""}) == Preference(
+        prompt=(USER,), chosen="ho", rejected=""
+    )
+    with pytest.raises(DataError, match="'chosen': is empty"):
+        normalise({"prompt": "hi", "chosen": "", "rejected": "no"})
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

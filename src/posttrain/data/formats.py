@@ -114,7 +114,7 @@ def _preference(row: Mapping[str, Any], where: str) -> Preference:
         return Preference(
             prompt=_prompt(row["prompt"], f"{where}, 'prompt'"),
             chosen=_answer(chosen, f"{where}, 'chosen'"),
-            rejected=_answer(rejected, f"{where}, 'rejected'"),
+            rejected=_answer(rejected, f"{where}, 'rejected'", empty=True),  # saying nothing can be the worse answer
         )
     if not all(whole):
         raise DataError(f"{where}: one of 'chosen' and 'rejected' is a whole conversation, the other is not: {_show(row)}")
@@ -152,7 +152,7 @@ def _prompt(value: Any, where: str) -> tuple[Message, ...]:
     return messages
 
 
-def _answer(value: Any, where: str) -> str:
+def _answer(value: Any, where: str, *, empty: bool = False) -> str:
     if isinstance(value, str):
         text = value
     else:
@@ -160,7 +160,7 @@ def _answer(value: Any, where: str) -> str:
         if len(messages) != 1 or messages[0].role != "assistant":
             raise DataError(f"{where}: must be a text or one assistant message: {_show(value)}")
         text = messages[0].content
-    if not text.strip():
+    if not text.strip() and not empty:
         raise DataError(f"{where}: is empty")
     return text
 
