@@ -7,7 +7,6 @@ killed after a hard time limit; such kills are counted (`timeouts`) and logged, 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import logging
 import queue
@@ -66,8 +65,8 @@ class _Checker:
 
     def __init__(self) -> None:
         self.timeouts = 0
-        self._process: subprocess.Popen[str] | None = None
-        self._replies: queue.Queue[str] = queue.Queue()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies: queue.Queue[bytes] = queue.Queue()
         self._lock = threading.Lock()
 
     def ask(self, gold: str, answer: str, seconds: float) -> bool:
@@ -78,8 +77,7 @@ class _Checker:
                 assert process is not None
                 assert process.stdin is not None
                 try:
-                    process.stdin.write(json.dumps([gold, answer]) + "\n")
-                    process.stdin.flush()
+                    process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
                     reply = self._replies.get(timeout=seconds + (_START_SECONDS if fresh else 0.0))
                 except queue.Empty:
                     self.timeouts += 1
@@ -89,7 +87,7 @@ class _Checker:
                     self.stop()
                     return False
                 except BrokenPipeError:
-                    reply = ""
+                    reply = b""
                 if reply:
                     return bool(json.loads(reply))
                 self.stop()  # the worker died (out of memory, killed): once more with a new one
@@ -99,16 +97,16 @@ class _Checker:
                     )
             return False
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.stop()
         self._process = process = subprocess.Popen(
             [sys.executable, "-m", "posttrain.tasks._math_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
+            bufsize=0,  # nothing left unwritten in a buffer when the worker dies
         )
-        replies: queue.Queue[str] = queue.Queue()
+        replies: queue.Queue[bytes] = queue.Queue()
         self._replies = replies
 
         def read() -> None:
@@ -116,7 +114,7 @@ class _Checker:
             with process.stdout:
                 for line in process.stdout:
                     replies.put(line)
-            replies.put("")  # the end
+            replies.put(b"")  # the end
 
         threading.Thread(target=read, daemon=True).start()
         return process
@@ -127,8 +125,7 @@ class _Checker:
             process.kill()
             process.wait()
             if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
+                process.stdin.close()
 
 
 _checker = _Checker()

@@ -32,6 +32,9 @@ _COLON = re.compile(r"(?:\banswer\b|\bANSWER\b)(?:\s+is)?\s*\**\s*[:：]\s*\**[ 
 _HASHES = re.compile(r"^####[ \t]*", re.MULTILINE)
 _PHRASE = re.compile(r"\banswer(?:[ \t]+to[^.\n:]{1,80}|[ \t]*\([^()\n]{1,40}\))?[ \t]+(?:is|=)[ \t]+(?!:)", re.IGNORECASE)
 _PHRASE_CUT = re.compile(r"\banswer(?:[ \t]*\([^()\n]{1,40}\))?[ \t]+is[ \t:]*\Z", re.IGNORECASE)
+_BRACES = re.compile(r"\\f?boxed\s*\{|[{}]")
+_LINE = re.compile(r"\S[^\n]*")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n|\Z")
 
 
 def strip_thinking(text: str) -> str | None:
@@ -42,16 +45,20 @@ def strip_thinking(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, str]]:
-    """Return (position, content) of every closed \\boxed{…}, with balanced braces."""
-    found = []
-    for match in re.finditer(r"\\f?boxed\s*\{", text):
-        depth = 1
-        for i in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                found.append((match.start(), text[match.end() : i].strip()))
-                break
+    """Return (position, content) of every \\boxed{…}, braces balanced, in order; content "" where it is not closed."""
+    found: list[tuple[int, str]] = []
+    open_braces: list[int | None] = []  # for each open brace the index of its box in `found`; None: an ordinary brace
+    starts: dict[int, int] = {}
+    for match in _BRACES.finditer(text):
+        if match[0] == "}":
+            box = open_braces.pop() if open_braces else None
+            if box is not None:
+                found[box] = (found[box][0], text[starts[box] : match.start()].strip())
+        elif match[0] == "{":
+            open_braces.append(None)
         else:
+            starts[len(found)] = match.end()
+            open_braces.append(len(found))
             found.append((match.start(), ""))
     return found
 
@@ -59,23 +66,25 @@ def _boxes(text: str) -> list[tuple[int, str]]:
 def marked(text: str, *, block: bool = False) -> list[str]:
     """Return what stands behind each explicit marker, in order; "" for a marker with nothing behind it.
 
-    A marker's content ends with its line, or with `block` at the next marker or the end of the text.
+    A marker's content ends with its line (of a phrase: with its sentence), or with `block` at the next marker or the end.
     """
     spots: list[tuple[int, int, str | None]] = [(m.start(), m.end(), m[1]) for m in _TAG.finditer(text)]
     spots += [(at, at, content) for at, content in _boxes(text)]
-    for pattern in (_COLON, _HASHES, _PHRASE, _PHRASE_CUT):
+    for pattern in (_COLON, _HASHES):
         spots += [(m.start(), m.end(), None) for m in pattern.finditer(text)]
+    for m in _PHRASE.finditer(text):
+        stop = _SENTENCE_END.search(text, m.end())
+        spots.append((m.start(), m.end(), text[m.end() : stop.start() if stop else None]))
+    spots += [(m.start(), m.end(), "") for m in _PHRASE_CUT.finditer(text)]
     spots.sort(key=lambda spot: spot[0])
     contents: list[str] = []
     for i, (_, end, inside) in enumerate(spots):
         content = inside or ""
         if inside is None:
-            rest = text[end:]
             if block:
-                content = text[end : spots[i + 1][0]] if i + 1 < len(spots) else rest
-            else:
-                # "Answer:" may stand on a line of its own, with the answer on the next one.
-                content = rest.lstrip().partition("\n")[0]
+                content = text[end : spots[i + 1][0]] if i + 1 < len(spots) else text[end:]
+            elif line := _LINE.search(text, end):
+                content = line[0]  # "Answer:" may stand on a line of its own, with the answer on the next one
         contents.append(content.strip())
     return contents
 

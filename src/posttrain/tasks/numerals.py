@@ -39,7 +39,7 @@ def number(text: str) -> Fraction | None:
 
     A percent sign is a unit: "50%" is 50, as benchmark answers write it.
     """
-    text = plain(text).strip("$€£ .").strip()
+    text = plain(text).strip("$€£ ").rstrip(". ")
     if len(text) > _LONGEST:
         return None
     text = re.sub(r"^([-+]?)\s*[$€£]\s*", r"\1", text)

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,8 @@ __all__ = ["ReasoningGym", "generators"]
 
 SIZES = {"train": 2000, "validation": 100, "test": 200}
 _ORDER = ("test", "validation", "train")  # a split leaves out the questions of those before it
+_PAGE = 128  # entries made under one seed
+_NONSENSE = "(no answer)"
 _VERSION = 1  # raised when reading or grading changes
 _NEEDS_DATASETS = "composite"  # a mixture of other generators, not a task of its own
 # Their items depend on the order of Python sets, so on PYTHONHASHSEED: another process would see other questions.
@@ -62,6 +65,8 @@ def generators() -> dict[str, str]:
 
 class ReasoningGym:
     """One generator with fixed parameters. Splits share no question: by seed, and by leaving out what an earlier split has.
+
+    An entry whose given answer is not what working it out gives (where `worked` can) is left out.
 
     Args:
         generator: the generator's name.
@@ -141,11 +146,13 @@ class ReasoningGym:
         entry = self._entries.get(example.id)
         if entry is None:
             entry = {"question": example.question, "answer": example.answer, "metadata": example.gold["metadata"]}
+        if self._score(_NONSENSE, entry) >= 1.0:  # some scorers take whatever does not say "True" for "False"
+            return float(self.key(answer).casefold() == self.key(str(entry["answer"])).casefold())
         return float(any(self._score(spelling, entry) >= 1.0 for spelling in _spellings(answer)))
 
     def _score(self, answer: str, entry: Mapping[str, Any]) -> float:
         try:
-            score = self._dataset(0).score_answer(answer, dict(entry))
+            score = self._scorer.score_answer(answer, dict(entry))
         except Exception:  # several scorers raise on text that is no answer at all
             return 0.0
         return float(score) if isinstance(score, int | float) else 0.0
@@ -163,25 +170,24 @@ class ReasoningGym:
     def _reader(self) -> Extractor:
         return extractor(self._kind)
 
-    def _dataset(self, seed: int) -> Any:
-        if seed not in self._datasets:
-            from reasoning_gym.factory import create_dataset
+    def _dataset(self, seed: int, size: int) -> Any:
+        from reasoning_gym.factory import create_dataset
 
-            values = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(self._config)}
-            self._datasets[seed] = create_dataset(self.generator, **(values | {"seed": seed, "size": 1_000_000}))
-        return self._datasets[seed]
+        values = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(self._config)}
+        return create_dataset(self.generator, **(values | {"seed": seed, "size": size}))
 
     @cached_property
-    def _datasets(self) -> dict[int, Any]:
-        return {}
+    def _scorer(self) -> Any:
+        return self._dataset(0, 1)
 
     def _source(self, split: str) -> Iterator[dict[str, Any]]:
-        # 31 bits: some generators hand the seed to numpy
-        dataset = self._dataset(derive(self.seed, "reasoning_gym", self.generator, split) % 2**31)
-        index = 0
-        while True:
-            yield dataset[index]
-            index += 1
+        """Yield entries without end, page after page: some generators make all entries of a data set at once."""
+        for page in itertools.count():
+            # 31 bits: some generators hand the seed to numpy
+            seed = derive(self.seed, "reasoning_gym", self.generator, split, page) % 2**31
+            dataset = self._dataset(seed, _PAGE)
+            for index in range(_PAGE):
+                yield dataset[index]
 
     def _make(self, split: str) -> Iterator[Example]:
         size = self.sizes[split]
@@ -192,7 +198,9 @@ class ReasoningGym:
             while made < size and misses < 500:
                 entry = next(source)
                 identity = f"{self.generator}-{hashlib.blake2b(entry['question'].encode(), digest_size=6).hexdigest()}"
-                if identity in seen:
+                # basic_arithmetic:allow_parentheses=false answers two items in three against the rules of precedence.
+                consistent, solution = self._solution(entry)
+                if identity in seen or not consistent:
                     misses += 1
                     continue
                 seen.add(identity)
@@ -203,7 +211,7 @@ class ReasoningGym:
                     id=identity,
                     question=entry["question"],
                     answer=None if answer is None else str(answer),
-                    rationale=self._rationale(entry),
+                    rationale=solution,
                     gold={"metadata": entry["metadata"]},
                 )
                 advance()
@@ -213,12 +221,13 @@ class ReasoningGym:
                 f"ask for fewer ({split}={max(made, 1)}, or smaller earlier splits) or widen the generator's parameters"
             )
 
-    def _rationale(self, entry: Mapping[str, Any]) -> str | None:
-        solution = worked(self.generator, entry)
-        # A generator's own answer is the authority: without brackets, basic_arithmetic ignores precedence.
-        if solution is None or self._score(solution.rpartition("Answer: ")[2], entry) < 1.0:
-            return None
-        return solution
+    def _solution(self, entry: Mapping[str, Any]) -> tuple[bool, str | None]:
+        """Return (consistent, worked solution or None): whether the entry's own answer agrees with working it out."""
+        try:
+            solution = worked(self.generator, entry)
+        except ZeroDivisionError:
+            return False, None
+        return solution is None or self._score(solution.rpartition("Answer: ")[2], entry) >= 1.0, solution
 
 
 def _spellings(answer: str) -> Iterator[str]:

@@ -17,7 +17,10 @@ Steps = Callable[[Mapping[str, Any]], tuple[list[str], str]]
 
 
 def worked(name: str, entry: Mapping[str, Any]) -> str | None:
-    """Return the worked solution of an entry of generator `name`, ending "Answer: X"; None where none is known."""
+    """Return the worked solution of an entry of generator `name`, ending "Answer: X"; None where none is known.
+
+    Raises `ZeroDivisionError` for an expression that has no value: `basic_arithmetic` without brackets can write "7 / 0".
+    """
     if name not in WORKED:
         return None
     steps, answer = WORKED[name](entry)

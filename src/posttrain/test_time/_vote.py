@@ -1,36 +1,18 @@
-"""What strategies that choose among samples share: grouping by equivalent answer and the likelihood of a sample."""
+"""What strategies that choose among samples share: the votes of the samples, and how likely each sample is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ..core.types import Candidate, Completion
 
-__all__ = ["group", "mean_logprob", "most"]
+__all__ = ["keys_of", "mean_logprob", "tie_scores"]
 
 
-def group(candidates: Sequence[Candidate], key: Callable[[str], str]) -> dict[str, list[int]]:
-    """Return equivalence class -> positions of its candidates, in order of first appearance; unparsed ones are left out."""
-    groups: dict[str, list[int]] = {}
-    for i, candidate in enumerate(candidates):
-        if candidate.answer is not None:
-            groups.setdefault(key(candidate.answer), []).append(i)
-    return groups
-
-
-def most(groups: Mapping[str, Sequence[int]], weights: Sequence[float], ties: Sequence[float | None]) -> tuple[str, bool]:
-    """Return the class of the highest summed weight and whether it was tied.
-
-    A tie goes to the highest sum of `ties` when all are known, else to the class seen first.
-    """
-    totals = {key: math.fsum(weights[i] for i in members) for key, members in groups.items()}
-    best = max(totals.values())
-    tied = [key for key, total in totals.items() if math.isclose(total, best, rel_tol=1e-12, abs_tol=0.0)]
-    known = [value for key in tied for i in groups[key] if (value := ties[i]) is not None]
-    if len(tied) > 1 and len(known) == sum(len(groups[key]) for key in tied):
-        return max(tied, key=lambda key: math.fsum(ties[i] or 0.0 for i in groups[key])), True
-    return tied[0], len(tied) > 1
+def keys_of(candidates: Sequence[Candidate], key: Callable[[str], str]) -> list[str | None]:
+    """Return each sample's equivalence key; None where no answer could be read: it does not vote."""
+    return [None if candidate.answer is None else key(candidate.answer) for candidate in candidates]
 
 
 def mean_logprob(completion: Completion) -> float | None:
@@ -41,3 +23,10 @@ def mean_logprob(completion: Completion) -> float | None:
     """
     logprobs = completion.raw_logprobs
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
+
+
+def tie_scores(candidates: Sequence[Candidate]) -> list[float] | None:
+    """Return what ties are broken by: the length-normalised log-probability of each sample, or None if any is unknown."""
+    means = [mean_logprob(candidate.completion) for candidate in candidates]
+    known = [mean for mean in means if mean is not None]
+    return known if len(known) == len(means) else None

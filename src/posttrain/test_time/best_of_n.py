@@ -12,7 +12,8 @@ from pydantic import Field
 from ..core.errors import CapabilityError, ConfigError
 from ..core.protocols import Tools
 from ..core.types import Answer, Candidate, Example, Prompt
-from ._vote import group, mean_logprob, most
+from ..stats.vote import weighted
+from ._vote import keys_of, mean_logprob
 
 __all__ = ["BestOfN"]
 
@@ -64,18 +65,16 @@ class BestOfN:
         candidates = tuple(await tools.sample(prompt, sampling, seed=seed, samples=range(self.n)))
         scores = await self._scores(example, candidates, tools)
 
-        unscored = sum(score is None for score in scores)
-        trace: dict[str, Any] = {"unparsed": sum(c.answer is None for c in candidates), "unscored": unscored}
+        keys = keys_of(candidates, tools.key)
+        unscored = scores.count(None)
+        trace: dict[str, Any] = {"unparsed": keys.count(None), "unscored": unscored}
         if self.verifiers and tools.verifiers[self.verifier].oracle:
             trace["oracle"] = True
         if unscored:
             trace["scores"] = list(scores)
-        groups = group(candidates, tools.key)
-        if self.weighted and groups:
-            winner, trace["tied"] = most(groups, self._weights(scores), [mean_logprob(c.completion) for c in candidates])
-            best = max(groups[winner], key=lambda i: (_or_lowest(scores[i]), -i))
-        else:
-            best = max(range(self.n), key=lambda i: (candidates[i].answer is not None, _or_lowest(scores[i]), -i))
+        winner = weighted(keys, self._weights(scores)) if self.weighted else None
+        eligible = [i for i, key in enumerate(keys) if (key == winner if winner is not None else key is not None)]
+        best = max(eligible or range(self.n), key=lambda i: (_or_lowest(scores[i]), -i))
         known = [score for score in scores if score is not None]
         return Answer(
             text=candidates[best].text,

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..core.protocols import Tools
 from ..core.types import Answer, Example, Prompt
-from ._vote import group, mean_logprob, most
+from ..stats.vote import majority, tally
+from ._vote import keys_of, tie_scores
 
 __all__ = ["SelfConsistency"]
 
@@ -46,19 +47,17 @@ class SelfConsistency:
         """Answer one example."""
         sampling = replace(tools.sampling, temperature=self.temperature, top_p=self.top_p)
         candidates = tuple(await tools.sample(prompt, sampling, seed=seed, samples=range(self.n)))
-        groups = group(candidates, tools.key)
-        unparsed = sum(candidate.answer is None for candidate in candidates)
-        if not groups:
-            return Answer(
-                text=candidates[0].text, answer=None, candidates=candidates, trace={"votes": {}, "unparsed": unparsed}
-            )
-        likelihood = [mean_logprob(candidate.completion) for candidate in candidates]
-        winner, tied = most(groups, [1.0] * self.n, likelihood)
-        chosen = candidates[groups[winner][0]]
-        votes = {key: len(members) for key, members in groups.items()}
+        keys = keys_of(candidates, tools.key)
+        votes = tally(keys)
+        winner = majority(keys, tie_scores(candidates))
+        chosen = candidates[0 if winner is None else keys.index(winner)]
         return Answer(
             text=chosen.text,
             answer=chosen.answer,
             candidates=candidates,
-            trace={"votes": votes, "unparsed": unparsed, "tied": tied},
+            trace={
+                "votes": {key: int(count) for key, count in votes.items()},
+                "unparsed": keys.count(None),
+                "tied": winner is not None and list(votes.values()).count(votes[winner]) > 1,
+            },
         )

@@ -16,7 +16,9 @@ from ..tasks.numerals import plain
 __all__ = ["Rule", "equations"]
 
 _TERM = r"\(?\$?-?\d[\d,]*(?:\.\d+)?\)?"
-_EQUATION = re.compile(rf"(?<![\d.,*/+×÷-])\s*({_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%])")
+_EQUATION = re.compile(
+    rf"(?<![\d.,*/+×÷-])\s*({_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(?=(\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%]))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
