@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from posttrain.core.errors import ModelError
 from posttrain.models.adapters import add_lora, save_adapter
-from posttrain.models.load import load, pick_device, pick_dtype, resolve
+from posttrain.models.load import fingerprint_of, load, pick_device, pick_dtype, resolve, tokenizer_of
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 
@@ -99,6 +99,9 @@ def test_an_adapter_finds_its_base_and_is_merged(tmp_path: Path) -> None:
     assert type(kept.model).__name__ == "PeftModelForCausalLM"
     assert torch.equal(logits(kept.model), logits(adapted))
     assert kept.fingerprint == merged.fingerprint
+    assert fingerprint_of(tmp_path / "adapter") == merged.fingerprint
+    assert tokenizer_of(tmp_path / "adapter").get_vocab() == merged.tokenizer.get_vocab()
+    assert fingerprint_of(base) == load(base).fingerprint
 
 
 def test_a_model_without_a_template_says_how_to_give_one(tmp_path: Path) -> None:

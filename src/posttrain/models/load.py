@@ -23,7 +23,7 @@ from .adapters import merge as merge_adapter
 from .aliases import ALIASES, cache_folder, fetch, make_once
 from .shape import shape_of
 
-__all__ = ["LoadedModel", "fingerprint_of", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve"]
+__all__ = ["LoadedModel", "fingerprint_of", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve", "tokenizer_of"]
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _VOLATILE = {"transformers_version", "_name_or_path", "_model_name_or_path"}  # say nothing of what the model computes
@@ -104,8 +104,15 @@ def fingerprint_of(ref: str | Path) -> str:
     path = resolve(ref)
     if not is_adapter(path):
         return _fingerprint(path, load_tokenizer(path))
-    own = path if (path / "tokenizer_config.json").is_file() else resolve(base_of(path))
-    return _adapted(fingerprint_of(base_of(path)), path, load_tokenizer(own))
+    return _adapted(fingerprint_of(base_of(path)), path, tokenizer_of(path))
+
+
+def tokenizer_of(ref: str | Path, *, chat_template: Path | None = None) -> Any:
+    """Return the tokenizer that `load(ref)` would, without loading the weights: an adapter's own, or its base's."""
+    path = resolve(ref)
+    if is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+        return tokenizer_of(base_of(path), chat_template=chat_template)
+    return load_tokenizer(path, chat_template=chat_template)
 
 
 def load_tokenizer(path: Path, *, chat_template: Path | None = None) -> Any:
