@@ -64,10 +64,6 @@ def test_clusters_count_once_whatever_their_size() -> None:
     assert (low, high) == (0.0, 1.0)
 
 
-def test_bootstrap_statistic() -> None:
-    assert bootstrap([0.0, 1.0, 5.0], statistic=lambda drawn: drawn.max(axis=1), draws=500)[1] == 5.0
-
-
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_binomial_test(gained: int, lost: int) -> None:
     expected = scipy_stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,9 +73,9 @@ class Ledger:
             raise
 
     @property
-    def done(self) -> frozenset[str]:
-        """Ids of the finished examples."""
-        return frozenset(self._rows)
+    def done(self) -> Set[str]:
+        """Ids of the finished examples: a view that grows with them."""
+        return self._rows.keys()
 
     @property
     def rows(self) -> tuple[Row, ...]:

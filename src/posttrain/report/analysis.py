@@ -54,6 +54,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         "oracles": [found[rung.name] for rung in rungs if rung.oracle],
         "pareto": [shown[index]["name"] for index in front],
         "break_even": _break_evens(shown, unit),
+        "totals": _totals(shown),
         "notes": list(notes),
         "meta": dict(meta),
     }
@@ -130,6 +131,17 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "pareto": False,
         "verdict": "",
         "note": rung.note,
+    }
+
+
+def _totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what the evaluations cost cold and what was really computed, oracles (nobody's samples anew) left out."""
+    return {
+        "tokens": sum(facts["n"] * facts["per_query"]["tokens"] for facts in shown),
+        "tokens_spent": sum(facts["spent"]["tokens"] for facts in shown),
+        "flops": math.fsum(facts["n"] * facts["per_query"]["flops"] for facts in shown),
+        "flops_spent": math.fsum(facts["spent"]["flops"] for facts in shown),
+        "seconds": math.fsum(facts["seconds"] for facts in shown),
     }
 
 

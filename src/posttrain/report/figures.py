@@ -211,7 +211,10 @@ def _rows(figure: Figure, shown: Sequence[Facts], labels: Sequence[str], narrow:
             text = axes.text(*place, one, transform=axes.get_yaxis_transform(), fontsize=8.5, va="bottom", ha="left")
             text.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})
     else:
-        wrapped = ["\n".join(line for part in label.split("\n") for line in textwrap.wrap(part, 34)) for label in labels]
+        wrapped = [
+            "\n".join(line for part in label.split("\n") for line in textwrap.wrap(part, 34, max_lines=2, placeholder="…"))
+            for label in labels
+        ]
         axes.set_yticks(range(len(shown)), wrapped, color=INK, fontsize=8.5)
     return axes
 
@@ -259,9 +262,10 @@ def _si_ticks(axes: Axes) -> None:
 
 
 def _balanced(label: str, width: int) -> str:
-    """Break a long label into lines of about equal length."""
-    lines = -(-len(label) // width)
-    return "\n".join(textwrap.wrap(label, max(len(label) // lines + 3, 12))) if lines > 1 else label
+    """Break a long label into at most three lines of about equal length."""
+    lines = min(-(-len(label) // width), 3)
+    wide = max(min(len(label) // lines + 3, width), 12)
+    return "\n".join(textwrap.wrap(label, wide, max_lines=3, placeholder="…")) if lines > 1 else label
 
 
 def _short(number: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.special import ndtri
@@ -36,7 +36,6 @@ def bootstrap(
     values: Sequence[float],
     *,
     clusters: Sequence[Hashable] | None = None,
-    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -44,8 +43,7 @@ def bootstrap(
     """Return the percentile bootstrap interval of the mean; whole clusters are drawn when `clusters` names them.
 
     Several samples of one item are not independent: give the item's id as cluster. The mean is over clusters (each
-    item counts once, however many samples it has). `statistic` maps an array [draws, clusters] of drawn cluster means
-    to [draws]; the mean by default. Raises `ValueError` without values.
+    item counts once, however many samples it has). Raises `ValueError` without values.
     Source: Efron 1979; cluster bootstrap: Cameron, Gelbach and Miller 2008.
     """
     if not values:
@@ -56,8 +54,8 @@ def bootstrap(
     chunk = max(1, 4_000_000 // len(means))  # 32 MB of indices at a time
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
-        drawn = means[generator.integers(0, len(means), size=(size, len(means)))]
-        estimates[start : start + size] = drawn.mean(axis=1) if statistic is None else statistic(drawn)
+        drawn = generator.integers(0, len(means), size=(size, len(means)))
+        estimates[start : start + size] = means[drawn].mean(axis=1)
     low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
