@@ -59,8 +59,6 @@ def place_labels(
         for box, distance in _places(x, y, width, height, pixels):
             outside = box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1
             cover = sum(_overlap(box, other) for other in taken) + (1e6 if outside else 0.0)
-            if distance > 10 * pixels:
-                cover += 20 * sum(_crosses((x, y), box, taken[i]) for i in range(0, 2 * len(spots), 2) if i != 2 * index)
             if best is None or (cover, distance) < best[:2]:
                 best = (cover, distance, box)
         assert best is not None
@@ -91,20 +89,7 @@ def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _crosses(spot: tuple[float, float], box: Box, marker: Box) -> bool:
-    """Return whether the line from a spot to its label passes over another spot's marker."""
-    end = _nearest(spot, box)
-    for part in range(1, 13):
-        x, y = (a + (b - a) * part / 12 for a, b in zip(spot, end, strict=True))
-        if marker[0] < x < marker[2] and marker[1] < y < marker[3]:
-            return True
-    return False
-
-
-def _nearest(spot: tuple[float, float], box: Box) -> tuple[float, float]:
-    return min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3])
-
-
 def _lead(axes: Axes, spot: tuple[float, float], box: Box, colour: str) -> None:
-    (x0, y0), (x1, y1) = axes.transData.inverted().transform([spot, _nearest(spot, box)])
+    end = (min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3]))
+    (x0, y0), (x1, y1) = axes.transData.inverted().transform([spot, end])
     axes.plot([x0, x1], [y0, y1], color=colour, linewidth=0.7, zorder=1.5)
