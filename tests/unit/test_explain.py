@@ -35,5 +35,5 @@ def test_counts_add_up() -> None:
 
 def test_rich_marks_the_trained_part() -> None:
     shown = render_rich([("before", False), ("answer", True)])
-    assert shown.plain == "beforeanswer"
-    assert [(span.start, span.end, str(span.style)) for span in shown.spans] == [(0, 6, "dim"), (6, 12, "bold green")]
+    assert shown.plain == "before⟦answer⟧"
+    assert [(span.start, span.end, str(span.style)) for span in shown.spans] == [(0, 6, "dim"), (6, 14, "bold green")]

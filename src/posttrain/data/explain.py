@@ -53,10 +53,10 @@ def counts(encoded: Iterable[Encoded]) -> dict[str, int]:
 
 
 def render_rich(pieces: Iterable[tuple[str, bool]]) -> Text:
-    """Return the pieces as rich text: what is trained in green and bold, everything else dimmed."""
+    """Return the pieces as rich text: what is trained in ⟦brackets⟧, green and bold, so that it shows without colours too."""
     from rich.text import Text
 
     shown = Text()
     for text, trained in pieces:
-        shown.append(text, style="bold green" if trained else "dim")
+        shown.append(f"⟦{text}⟧" if trained else text, style="bold green" if trained else "dim")
     return shown

@@ -119,6 +119,8 @@ def load_tokenizer(path: Path, *, chat_template: Path | None = None) -> Any:
     """Return the tokenizer of a model folder; `chat_template` replaces its template. It always has a padding token."""
     from transformers import AutoTokenizer
 
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{path}: not a model folder, or one without its tokenizer (it has no tokenizer.json)")
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -211,6 +213,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     near = did_you_mean(name.rpartition("/")[2].lower(), ALIASES)
+    near = near if "did you mean" in near else ""
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # whatever the hub client's transport raises; the first line says which
