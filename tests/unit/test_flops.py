@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,6 +85,7 @@ def test_by_hand() -> None:
     assert train_flops(shape, tokens=2, logits=1, frozen_backbone=True) == 2 * 420 + 3 * 96
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500))
 def test_cache_split_costs_the_same(start: int, first: int, second: int) -> None:
     whole = forward_flops(SHAPE, start=start, tokens=first + second, logits=0)

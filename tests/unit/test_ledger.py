@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +212,8 @@ def test_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
 
 def test_a_row_is_on_disk_when_add_returns(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, IDS)
-    began = time.perf_counter()
     for example in IDS:
         ledger.add(*records(example))
-    assert time.perf_counter() - began < 1.0
     assert [row.example for row in load_ledger(tmp_path).rows] == IDS
     ledger.close()
 

@@ -15,6 +15,7 @@ from posttrain.stats.pareto import break_even, pareto_front
 from posttrain.stats.passk import mean_pass_at_k, pass_at_k
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.data())
 def test_wilson_equals_scipy(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))
@@ -64,6 +65,7 @@ def test_clusters_count_once_whatever_their_size() -> None:
     assert (low, high) == (0.0, 1.0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_binomial_test(gained: int, lost: int) -> None:
     expected = scipy_stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
@@ -110,6 +112,7 @@ def test_tango_ends() -> None:
         tango(3, 3, 5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_tango_properties(n: int, data: st.DataObject) -> None:
     gained = data.draw(st.integers(0, n))
@@ -154,6 +157,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]) -> None:
     for level in (0.05, 0.2):
@@ -165,6 +169,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]
         assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.data())
 def test_pass_at_k_is_the_mean_over_subsets(n: int, data: st.DataObject) -> None:
     correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
@@ -196,7 +201,7 @@ def test_pareto_by_hand() -> None:
     assert pareto_front([]) == []
 
 
-@settings(max_examples=60)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=9))
 def test_pareto_by_definition(points: list[tuple[float, float]]) -> None:
     beaten = {
@@ -209,6 +214,7 @@ def test_pareto_by_definition(points: list[tuple[float, float]]) -> None:
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
 def test_break_even_is_the_first_query_that_pays(fixed: int, each: int, other_fixed: int, other_each: int) -> None:
     found = break_even(fixed, each, other_fixed, other_each)

@@ -214,9 +214,11 @@ def _lock(folder: Path) -> int:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(handle)
         raise DataError(
             f"{folder}: another process is writing this ledger; wait until it ends or choose another folder"
         ) from None
+    except OSError:
+        pass  # a network file system without locks: there is nothing to hold
     return handle
