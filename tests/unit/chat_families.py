@@ -70,6 +70,13 @@ R1 = (
     "{% else %}<|Assistant|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
+# A header between the generation prompt and the answer, and another end for the last turn, as gpt-oss has.
+HARMONY = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 STRIPPING = CHATML.replace("m.content", "m.content.strip()")
 NO_END = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -172,4 +179,8 @@ FAMILIES = [
     Family("r1", R1, ("<|User|>", "<|Assistant|>"), "<s>", "</s>", "</s>", system=False),
     Family("stripping", STRIPPING, IM, None, "<|im_end|>", "<|im_end|>"),
 ]
-BY_NAME = {family.name: family for family in FAMILIES}
+HARMONY_PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+BY_NAME = {
+    **{family.name: family for family in FAMILIES},
+    "harmony": Family("harmony", HARMONY, HARMONY_PARTS, None, "<|return|>", "<|return|>"),
+}

@@ -154,6 +154,12 @@ def test_a_prompt_that_opens_the_reasoning_leaves_the_rest_to_train() -> None:
     assert [bare(run) for run in trained(tokenizer, encoded)] == ["Itis4.</s>"]
 
 
+def test_a_header_before_the_answer_is_context() -> None:
+    tokenizer = BY_NAME["harmony"].tokenizer
+    encoded = encode_conversation(tokenizer, turns("u: hi", "a: ho", "u: and", "a: so"))
+    assert trained(tokenizer, encoded) == ["ho<|end|>", "so<|return|>"]
+
+
 def test_a_stripping_template_trains_what_it_shows() -> None:
     tokenizer = BY_NAME["stripping"].tokenizer
     messages = turns("u: hi", "a:   spaced \n")

@@ -53,7 +53,7 @@ def counts(encoded: Iterable[Encoded]) -> dict[str, int]:
 
 
 def render_rich(pieces: Iterable[tuple[str, bool]]) -> Text:
-    """Return the pieces as rich text: what is trained in ⟦brackets⟧, green and bold, so that it shows without colours too."""
+    """Return the pieces as rich text: what is trained in ⟦brackets⟧, green and bold: visible without colours too."""
     from rich.text import Text
 
     shown = Text()
