@@ -68,6 +68,7 @@ def evaluate(
     data: Data = None,
     split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the ledger [default: by content].")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
@@ -87,6 +88,7 @@ def evaluate(
         data=data,
         split=split,
         limit=limit,
+        max_tokens=max_tokens,
         seed=seed,
         out=out,
         slots=slots,
@@ -173,7 +175,9 @@ def models(as_json: AsJson = False) -> None:
     """List the model aliases, and what else --model takes."""
     from ..models.aliases import ALIASES
 
-    found = [(name, f"{it.member.rpartition('/')[2]} from the package {it.package} {it.version}") for name, it in ALIASES.items()]
+    found = [
+        (name, f"{it.member.rpartition('/')[2]} from the package {it.package} {it.version}") for name, it in ALIASES.items()
+    ]
     if as_json:
         print(json.dumps([{"alias": name, "what": what} for name, what in found], ensure_ascii=False))
     else:

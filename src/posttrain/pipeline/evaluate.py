@@ -37,6 +37,7 @@ class Evaluation:
     strategy: str
     model: str
     seed: int
+    max_tokens: int | None = None  # the task's own limit if not given
 
 
 def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str) -> Summary:
@@ -113,7 +114,7 @@ async def _answer(
         engine=Metered(engine, account, "policy"),
         extract=task.extract,
         key=task.key,
-        sampling=Sampling(max_tokens=task.max_tokens),
+        sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
     )
     return await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))

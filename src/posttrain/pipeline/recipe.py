@@ -23,6 +23,7 @@ class EvalStage(Strict):
     limit: int | None = Field(default=None, ge=1)
     prompt: str = "zero_shot"
     strategy: str = "greedy"
+    max_tokens: int | None = Field(default=None, ge=1)  # the task's own limit if not given
 
 
 class DataStage(Strict):

@@ -87,4 +87,3 @@ def _pair_notes(shop: Workshop) -> list[str]:
             told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
             notes.append(f"Data of '{stage.name}': {told}.")
     return notes
-

@@ -28,6 +28,7 @@ def evaluate_once(
     data: str | None,
     split: str,
     limit: int | None,
+    max_tokens: int | None,
     seed: int,
     out: Path | None,
     slots: int | None,
@@ -53,6 +54,7 @@ def evaluate_once(
         "prompt": [prompt, getattr(build_prompter(prompt), "version", "1")],
         "strategy": [strategy, getattr(build_strategy(strategy), "version", "1")],
         "seed": seed,
+        "max_tokens": max_tokens,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = out or Path("runs") / "eval" / f"{opened.name.replace('/', '_')}-{key}"
@@ -66,6 +68,7 @@ def evaluate_once(
         strategy=strategy,
         model=opened.name,
         seed=seed,
+        max_tokens=max_tokens,
     )
     summary = evaluate(evaluation, opened.engine, folder, title=f"{opened.name} on {loaded.name}")
     result = summary.to_dict() | {"model": opened.name, "task": loaded.name, "split": split, "seed": seed}

@@ -123,6 +123,7 @@ class Workshop:
             strategy=config.strategy,
             model=stage.model or opened.name,
             seed=self.recipe.seed,
+            max_tokens=config.max_tokens,
         )
         return evaluate(evaluation, opened.engine, folder, title=stage.label or stage.name).cost
 

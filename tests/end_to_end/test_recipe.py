@@ -1,0 +1,140 @@
+"""A whole recipe on a tiny model: every kind of stage, the report, skipping, resuming after kill -9, changing a setting."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+import yaml
+
+RECIPE = {
+    "name": "tiny",
+    "task": "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",
+    "dtype": "float32",
+    "examples": {"test": 6, "train": 12},
+    "stages": [
+        {"name": "zero-shot", "lever": "prompting", "eval": {"max_tokens": 8}},
+        {"name": "worked", "data": {"maker": "worked_examples:n=12"}},
+        {
+            "name": "sft",
+            "train": {"method": "sft:lr=1e-3,batch_size=4,epochs=4,save_every=1,dtype=float32", "data": "worked"},
+        },
+        {
+            "name": "sft-vote",
+            "lever": "test-time",
+            "model": "sft",
+            "oracle_of": "pass@3",
+            "eval": {"strategy": "self_consistency:n=3", "max_tokens": 8},
+        },
+        {"name": "pairs", "data": {"file": "pairs.jsonl"}},
+        {"name": "dpo", "model": "sft", "train": {"method": "dpo:batch_size=4,dtype=float32", "data": "pairs"}},
+        {"name": "dpo-greedy", "lever": "preference", "model": "dpo", "eval": {"max_tokens": 8}},
+    ],
+}
+
+
+def write_recipe(folder: Path, change: dict[str, object] | None = None) -> None:
+    recipe = json.loads(json.dumps(RECIPE)) | {"model": str(folder / "model")} | (change or {})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    tiny_models.folder(folder / "model")
+    rows = [json.dumps(row) for row in tiny_models.preferences(8)]
+    (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
+    write_recipe(folder)
+    done = run(folder, "whole")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def command(out: str) -> list[str]:
+    return [sys.executable, "-c", "from posttrain.cli.main import main; main()", "run", "recipe.yaml", "--out", out]
+
+
+def run(folder: Path, out: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(out), cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Everything that has to be equal between two runs: rows, texts, training metrics, weights."""
+    names = ("ledger.jsonl", "samples.jsonl", "rows.jsonl", "model.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for name in names for path in sorted(folder.rglob(name))}
+
+
+def test_the_run_directory_tells_all(workplace: Path) -> None:
+    out = workplace / "whole"
+    for name in ("recipe.yaml", "resolved.yaml", "manifest.json", "report.json", "report.html", "report.md"):
+        assert (out / name).is_file(), name
+    assert list((out / "figures").glob("*.png"))
+    report = json.loads((out / "report.json").read_text())
+    assert [rung["name"] for rung in report["rungs"]] == ["zero-shot", "sft-vote", "dpo-greedy"]
+    assert [rung["name"] for rung in report["oracles"]] == ["sft-vote-oracle"]
+    manifest = json.loads((out / "manifest.json").read_text())["starts"][0]
+    assert {"code", "packages", "hardware", "seed", "command"} <= manifest.keys()
+    assert all((out / stage).is_dir() for stage in ("01-zero-shot", "03-sft", "07-dpo-greedy"))
+
+
+def test_fixed_costs_follow_the_ancestors(workplace: Path) -> None:
+    costs = {}
+    for folder in (workplace / "whole").glob("*-*"):
+        costs[folder.name[3:]] = json.loads((folder / "DONE.json").read_text())["cost"]["flops"]
+    rungs = {rung["name"]: rung for rung in json.loads((workplace / "whole" / "report.json").read_text())["rungs"]}
+    assert rungs["zero-shot"]["fixed"]["flops"] == 0
+    assert rungs["sft-vote"]["fixed"]["flops"] == pytest.approx(costs["sft"])
+    assert rungs["dpo-greedy"]["fixed"]["flops"] == pytest.approx(costs["sft"] + costs["dpo"])
+
+
+def test_run_again_skips_everything(workplace: Path) -> None:
+    before = results(workplace / "whole")
+    done = run(workplace, "whole")
+    assert done.returncode == 0, done.stderr
+    assert "0 stages run, 7 skipped" in done.stderr.replace("\n", " ")
+    assert results(workplace / "whole") == before
+
+
+@pytest.mark.parametrize("stage", ["03-sft/metrics.jsonl", "04-sft-vote/ledger.jsonl"])
+def test_killed_and_run_again_equals_uninterrupted(workplace: Path, stage: str) -> None:
+    out = workplace / f"cut-{stage[:2]}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(out.name), cwd=workplace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    watched = out / stage
+    while time.monotonic() < deadline and process.poll() is None and not (watched.is_file() and watched.stat().st_size):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (watched.parent / "DONE.json").exists()
+    done = run(workplace, out.name)
+    assert done.returncode == 0, done.stderr
+    assert results(out) == results(workplace / "whole")
+
+
+def test_a_changed_setting_runs_anew_and_keeps_the_old(workplace: Path) -> None:
+    out = workplace / "changed"
+    shutil.copytree(workplace / "whole", out)
+    changed = json.loads(json.dumps(RECIPE["stages"]))
+    changed[3]["eval"]["strategy"] = "self_consistency:n=2"
+    write_recipe(workplace, {"stages": changed})
+    try:
+        done = run(workplace, "changed")
+    finally:
+        write_recipe(workplace)
+    assert done.returncode == 0, done.stderr
+    assert "1 stages run, 6 skipped" in done.stderr.replace("\n", " ")
+    assert list(out.glob("04-sft-vote.old-*"))
+    rows = (out / "04-sft-vote" / "ledger.jsonl").read_text().splitlines()
+    assert all(len(json.loads(row)["candidates"]) == 2 for row in rows)
