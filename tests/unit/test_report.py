@@ -380,6 +380,10 @@ def test_compare_ledgers_on_shared_examples(tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "26 : 0" in shown
     assert "(40 answered)" in shown
+    print_comparison(found, Console(width=80))
+    narrow = capsys.readouterr().out
+    assert "…" not in narrow
+    assert "per query" in narrow
 
 
 def test_incomparable_ledgers_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..ledger.store import Loaded, load_ledger
 from ..stats.paired import holm
 from ..stats.summary import summarise
 from .analysis import paired_rows
-from .words import accuracy, interval, percent, points, probability, si
+from .words import interval, percent, points, probability, si
 
 __all__ = ["compare_ledgers", "print_comparison"]
 
@@ -73,25 +73,33 @@ def _facts(folder: Path, loaded: Loaded, shared: set[str]) -> dict[str, Any]:
 
 def print_comparison(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a comparison as a table."""
-    title = f"{escape(found['task'])}  [dim]{found['n']} shared examples; differences against the first[/]"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    for name in ("evaluation", "accuracy, 95%", "points, 95%"):
-        table.add_column(name, overflow="fold")
-    for name in ("won : lost", "p Holm", "unparsed", "cut", "tokens\n/query", "FLOPs\n/query"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("evaluation", overflow="fold", min_width=16)
+    for name in (
+        "accuracy\n95%",
+        "points\n95% paired",
+        "won :\nlost",
+        "p\nHolm",
+        "unparsed\ncut",
+        "tokens, FLOPs\nper query",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for facts in found["evaluations"]:
         pair = facts["difference"]
         more = "" if facts["answered"] == found["n"] else f" ({facts['answered']} answered)"
         what = f"{facts['model']}, {facts['prompt']}, {facts['strategy']}"
         table.add_row(
             f"{escape(facts['folder'])}{more}\n[dim]{escape(what)}[/]",
-            accuracy(facts),
-            f"{points(pair['difference'])} {interval(pair['ci95'])}" if pair else "",
+            f"{percent(facts['accuracy'])}\n[dim]{escape(interval(facts['ci95']))}[/]",
+            f"{points(pair['difference'])}\n[dim]{escape(interval(pair['ci95']))}[/]" if pair else "",
             f"{pair['gained']} : {pair['lost']}" if pair else "",
             probability(pair["p_holm"]).removeprefix("= ") if pair else "",
-            percent(facts["unparsed_rate"]),
-            percent(facts["truncated_rate"]),
-            si(facts["per_query"]["tokens"]),
-            si(facts["per_query"]["flops"]) if facts["per_query"]["flops"] else "",
+            f"{percent(facts['unparsed_rate'])}\n{percent(facts['truncated_rate'])}",
+            si(facts["per_query"]["tokens"])
+            + (f"\n{si(facts['per_query']['flops'])}" if facts["per_query"]["flops"] else ""),
         )
-    (console or Console()).print(table)
+    shown = console or Console()
+    shown.print(
+        f"[bold]{escape(found['task'])}[/]  [dim]n = {found['n']} shared; differences against the first[/]", highlight=False
+    )
+    shown.print(table)
