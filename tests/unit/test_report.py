@@ -383,7 +383,7 @@ def test_compare_ledgers_on_shared_examples(tmp_path: Path, capsys: pytest.Captu
     print_comparison(found, Console(width=80))
     narrow = capsys.readouterr().out
     assert "…" not in narrow
-    assert "per query" in narrow
+    assert "FLOPs/q" in narrow
 
 
 def test_incomparable_ledgers_are_refused(tmp_path: Path) -> None:

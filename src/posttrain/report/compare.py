@@ -81,7 +81,7 @@ def print_comparison(found: Mapping[str, Any], console: Console | None = None) -
         "won :\nlost",
         "p\nHolm",
         "unparsed\ncut",
-        "tokens, FLOPs\nper query",
+        "tokens/q\nFLOPs/q",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for facts in found["evaluations"]:
