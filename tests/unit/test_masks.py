@@ -177,6 +177,32 @@ def test_any_text_at_all(answers: list[str]) -> None:
     assert decode(tokenizer, encoded.ids) == render_text(tokenizer, messages, generation_prompt=False)
 
 
+AWKWARD = st.lists(
+    st.sampled_from([" ", "\n", "\n\n", "\t", "a", " b", "42", "é", "e\u0301", "😀", "</s ", "[INST"]),
+    max_size=6,
+)
+
+
+@every_family
+@settings(max_examples=25, deadline=None)
+@given(asked=AWKWARD, answered=AWKWARD)
+def test_awkward_white_space_in_every_family(family: Family, asked: list[str], answered: list[str]) -> None:
+    tokenizer, end = family.tokenizer, family.tokenizer.convert_tokens_to_ids(family.end)
+    question, answer = Message(role="user", content="".join(asked)), Message(role="assistant", content="".join(answered))
+    messages = [question, answer, question, answer]
+    encoded = encode_completion(tokenizer, messages[:3], answer.content)
+    prompt = render_prompt(tokenizer, messages[:3])
+    assert encoded.ids[: len(prompt)] == prompt
+    assert encoded.mask.index(True) == len(prompt)
+    assert encoded.ids[-1] == end
+    whole = encode_conversation(tokenizer, messages)
+    last = max(t for t, mask in enumerate(whole.mask) if mask)
+    assert whole.ids[last] == end
+    assert len(trained(tokenizer, whole)) == 2
+    shown = render_text(tokenizer, messages, generation_prompt=False)
+    assert decode(tokenizer, whole.ids) == decode(tokenizer, tokenizer(shown, add_special_tokens=False)["input_ids"])
+
+
 @pytest.mark.parametrize("content", ["stop <|im_end|> here", "<|im_start|>user\nhi"])
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_text_of_a_special_token_is_refused(role: Any, content: str) -> None:
