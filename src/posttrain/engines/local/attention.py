@@ -27,6 +27,7 @@ from .runs import Run
 __all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
 
 IMPLEMENTATION = "posttrain_slots"
+_QUERIES = 256  # query tokens of a continued prefill that attend at a time: bounds the matrix of scores
 
 
 @dataclass(slots=True)
@@ -112,8 +113,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values ([R, G, T, D]) into their slots; return what this step's attention reads.
 
-        For a fresh prefill these are the new ones, [R, G, T, D]; otherwise views or gathered rows of the slots, with
-        the keys transposed: [R, G, D, L] and [R, G, L, D].
+        For a fresh prefill these are the new ones, [R, G, T, D]; for a decode its range of slots, [R, G, D, L] and
+        [R, G, L, D]; otherwise all slots, [S, G, D, C] and [S, G, C, D].
         """
         step = _current()
         if layer_idx == len(self.keys_SGDC):  # zeros, not garbage: masked positions still meet a multiplication by 0
@@ -130,10 +131,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         for row, (slot, start, length) in enumerate(zip(step.slots, step.starts, step.lengths, strict=True)):
             keys[slot, :, :, start : start + length] = key_states[row, :, :length].transpose(1, 2)
             values[slot, :, start : start + length] = value_states[row, :, :length]
-        if step.fresh:
-            return key_states, value_states
-        index = torch.tensor(step.slots, device=keys.device)
-        return keys[:, :, :, : step.reach][index], values[:, :, : step.reach][index]
+        return (key_states, value_states) if step.fresh else (keys, values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions are always handed over explicitly."""
@@ -201,6 +199,22 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     return out
 
 
+def _attend_row(
+    out: Tensor, row: int, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None
+) -> None:
+    """Attention of one row's new tokens [G, H/G, T, D] over its slot, some query tokens at a time."""
+    slot, start, length = step.slots[row], step.starts[row], step.lengths[row]
+    G, group, _, D = query.shape
+    for at in range(0, length, _QUERIES):
+        until = min(at + _QUERIES, length)
+        reach = start + until
+        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), key[slot, :, :, :reach])
+        seen = None if mask is None else mask[row, :, at:until, :reach]  # [1, t, L], for all heads
+        weights = _attend(scores.view(G, group, until - at, reach), seen, softcap).to(value.dtype)
+        part = torch.matmul(weights.view(G, -1, reach), value[slot, :, :reach])
+        out[:, :, at:until] = part.view(G, group, until - at, -1)
+
+
 def _slot_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -230,7 +244,11 @@ def _slot_attention(
             out[run.low : run.high] = _attend_run(run, grouped, key, value, attention_mask, softcap)
         return out.reshape(R, 1, H, -1), None
     if not step.fresh:
-        key = key.transpose(2, 3).contiguous()
+        out = query.new_zeros(R, G, H // G, T, value.shape[-1])
+        grouped = (query * scaling).reshape(R, G, H // G, T, D)
+        for row in range(R):
+            _attend_row(out[row], row, step, grouped[row], key, value, attention_mask, softcap)
+        return out.view(R, H, T, -1).transpose(1, 2), None
     key, value = key.repeat_interleave(H // G, dim=1), value.repeat_interleave(H // G, dim=1)
     if softcap is None:
         out = scaled_dot_product_attention(
