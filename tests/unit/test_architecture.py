@@ -40,7 +40,9 @@ def imports(path: Path) -> list[tuple[str, ...]]:
             names = [target] if node.module else [f"{target}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
-        found += [tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "posttrain" and "." in name]
+        found += [
+            tuple(name.split(".")[1:]) for name in names if name.startswith("posttrain.") and "__version__" not in name
+        ]
     return found
 
 

@@ -15,11 +15,11 @@ def explain_rows(model: str, data: str, rows: int, train_on: str, chat_template:
     from ..core.errors import ConfigError, did_you_mean
     from ..data.explain import explain, render_rich
     from ..data.sources import read_rows
-    from ..models.load import load_tokenizer, resolve
+    from ..models.load import tokenizer_of
 
     if train_on not in ("all", "last"):
         raise ConfigError(f"--train {train_on}: unknown{did_you_mean(train_on, ('all', 'last'))}")
-    tokenizer = load_tokenizer(resolve(model), chat_template=chat_template)
+    tokenizer = tokenizer_of(model, chat_template=chat_template)
     console = Console()
     for number, row in enumerate(read_rows(data, limit=rows), 1):
         pieces = explain(tokenizer, row, train="all" if train_on == "all" else "last")

@@ -48,6 +48,7 @@ def run(
     """Run a recipe; run it again after a stop and it goes on where it was. Finished stages are skipped."""
     from ..pipeline.recipe import load_recipe
     from ..pipeline.run import run_recipe
+    from .reporting import report_run
 
     overrides = {}
     for setting in settings or []:
@@ -56,7 +57,8 @@ def run(
             raise ConfigError(f"--set {setting!r} is not key=value")
         overrides[key] = _scalar(value)
     loaded = load_recipe(recipe, size=size, overrides=overrides)
-    run_recipe(loaded, recipe, out or Path("runs") / (loaded.name + (f"-{size}" if size else "")), size=size)
+    folder = out or Path("runs") / (loaded.name + (f"-{size}" if size else ""))
+    run_recipe(loaded, recipe, folder, report_run, size=size)
 
 
 @app.command("eval")

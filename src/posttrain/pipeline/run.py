@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -17,8 +19,11 @@ from .stages import Done, Workshop, cost_from, cost_to, read_done
 __all__ = ["run_recipe"]
 
 
-def run_recipe(recipe: Recipe, path: Path, out: Path, *, size: str | None = None) -> dict[str, object]:
-    """Run every stage and write the report; returns the report.
+Reporter = Callable[[Workshop, Console], dict[str, Any]]
+
+
+def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size: str | None = None) -> dict[str, Any]:
+    """Run every stage, hand the finished workshop to `report` and return what it returns.
 
     A stage whose key is unchanged and that is finished is skipped; an unfinished one goes on inside its folder; one
     whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew.
@@ -39,13 +44,13 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, *, size: str | None = None
     for number, stage in enumerate(recipe.stages, 1):
         shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
     skipped = sum(done.skipped for done in shop.done.values())
-    report = _report(shop, console)
+    reported = report(shop, console)
     seconds = time.monotonic() - began
     console.print(
         f"{len(shop.done) - skipped} stages run, {skipped} skipped, {seconds:.0f} s; report: {out / 'report.html'}",
         highlight=False,
     )
-    return report
+    return reported
 
 
 def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -> Done:
@@ -86,9 +91,3 @@ def _make_room(folder: Path, key: str, console: Console) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"key": key})
-
-
-def _report(shop: Workshop, console: Console) -> dict[str, object]:
-    from .reporting import report_run
-
-    return report_run(shop, console)

@@ -7,9 +7,9 @@ from rich.console import Console
 from ..core.files import read_json
 from ..ledger.store import load_ledger
 from ..report.build import Rung, build_report, oracle_rows, print_report
-from .manifest import code_version, hardware, packages
-from .recipe import StageConfig
-from .stages import Workshop
+from ..pipeline.manifest import code_version, hardware, packages
+from ..pipeline.recipe import StageConfig
+from ..pipeline.stages import Workshop
 
 __all__ = ["report_run"]
 
