@@ -6,10 +6,10 @@ from rich.console import Console
 
 from ..core.files import read_json
 from ..ledger.store import load_ledger
-from ..report.build import Rung, build_report, oracle_rows, print_report
 from ..pipeline.manifest import code_version, hardware, packages
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
+from ..report.build import Rung, build_report, oracle_rows, print_report
 
 __all__ = ["report_run"]
 
