@@ -74,7 +74,7 @@ def _facts(folder: Path, loaded: Loaded, shared: set[str]) -> dict[str, Any]:
 def print_comparison(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a comparison as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("evaluation", overflow="fold", min_width=16)
+    table.add_column("evaluation", overflow="fold", min_width=12)
     for name in (
         "accuracy\n95%",
         "points\n95% paired",
