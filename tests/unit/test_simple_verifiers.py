@@ -69,6 +69,14 @@ def test_rule() -> None:
         ("x = 5", []),
         ("gcd(12, 8) = 4", []),
         ("3 × 4 = 12", [True]),
+        ("(2 + 3) * 4 = 20, 2 * (3 + 4) = 10", [True, False]),
+        ("(so 2 + 3 = 5)", [True]),
+        ("1. 3 + 4 = 7", [True]),
+        ("a price (2 + 3) + 4) = 9", []),  # unbalanced: not an equation
+        ("0.1 + 0.2 = 0.3", [True]),
+        ("8 x 1 1/2 = 12, 60 students x 2/3 = 40", []),  # mixed numbers and units inside: not read
+        ("x + 2 * 3 = 6A", []),
+        ("9" * 5000 + " + 1 = 2", []),
     ],
 )
 def test_equations(text: str, expected: list[bool]) -> None:

@@ -109,6 +109,7 @@ def test_a_task_of_choices(tmp_path: Path, right: str | int) -> None:
     assert prompt.messages[0].content.startswith("Italy: what is its capital?\n\nA) Milan\nB) Rome\nC) Turin\n\nFinish with")
     assert task.grade(example, task.extract("Answer: (b)")) == 1.0
     assert task.grade(example, task.extract("Answer: C")) == 0.0
+    assert task.extract("Answer: I think it is B") == "B"
     assert task.max_tokens == 8
 
 
@@ -179,10 +180,17 @@ def test_user_errors(tmp_path: Path, text: str, row: dict[str, Any], message: st
     assert "\n" not in str(caught.value)
 
 
-def test_rows_with_the_same_id(tmp_path: Path) -> None:
+def test_a_question_of_several_columns_and_paragraphs(tmp_path: Path) -> None:
+    row = {"context": ["One.", "Two."], "q": "Which?", "answer": "a"}
+    task = load_task(task_file(tmp_path, "name: t\ndata: rows.jsonl\nquestion: '{context} {q}'\n", [row]))
+    assert task.examples("test")[0].question == "One.\nTwo. Which?"
+
+
+def test_rows_with_the_same_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "name: t\ndata: rows.jsonl\nid: id\n"
     same = {"id": 1, "question": "q", "answer": "a"}
     assert len(load_task(task_file(tmp_path, text, [same, same])).examples("test")) == 1
+    assert "1 repeated rows left out" in caplog.text
     with pytest.raises(DataError, match="two different rows have the id '1'"):
         load_task(task_file(tmp_path, text, [same, {**same, "answer": "b"}])).examples("test")
 

@@ -14,7 +14,7 @@ from ..core.protocols import Task
 from ..core.seeds import rng
 from ..core.types import Example
 
-__all__ = ["draw_shots", "normalised", "overlaps"]
+__all__ = ["draw_shots", "normalised"]
 
 _N = 13  # words: the usual length of contamination checks (Brown et al. 2020, appendix C)
 _BOILERPLATE = 4  # a 13-gram found in more questions than this is the task's own wording
@@ -69,32 +69,28 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".?!:= ")
 
 
-@lru_cache(maxsize=65536)
-def _grams(text: str) -> frozenset[tuple[str, ...]]:
+@lru_cache(maxsize=16384)
+def _grams(text: str) -> frozenset[int]:
+    """Return the hashes of a text's 13-grams of words and signs."""
     words = re.findall(r"\w+|[^\w\s]", normalised(text))
-    return frozenset(tuple(words[i : i + _N]) for i in range(len(words) - _N + 1))
-
-
-def overlaps(a: str, b: str) -> frozenset[tuple[str, ...]]:
-    """Return the 13-grams (of words and signs) that two texts share."""
-    return _grams(a) & _grams(b)
+    return frozenset(hash(tuple(words[i : i + _N])) for i in range(len(words) - _N + 1))
 
 
 def _copies(task: Task, pool: Sequence[Example], shot: Example, example: Example) -> bool:
     shown, asked = _text(shot), _text(example)
     if normalised(shown) == normalised(asked):
         return True
-    shared = overlaps(shown, asked)
+    shared = _grams(shown) & _grams(asked)
     if not shared:
         return False
     counts = _counts(task, pool)
     return any(counts[gram] <= _BOILERPLATE for gram in shared)
 
 
-_counted: dict[tuple[str, str], Counter[tuple[str, ...]]] = {}
+_counted: dict[tuple[str, str], Counter[int]] = {}
 
 
-def _counts(task: Task, pool: Sequence[Example]) -> Counter[tuple[str, ...]]:
+def _counts(task: Task, pool: Sequence[Example]) -> Counter[int]:
     """Return in how many training questions each 13-gram stands (counted once per task)."""
     identity = (task.name, task.version)
     if identity not in _counted:

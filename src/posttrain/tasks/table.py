@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Columns", "Grade", "Table"]
 
 Grade = Literal["exact", "number", "maths", "choice"]
 Row = Mapping[str, Any]
+_log = logging.getLogger(__name__)
 _VERSION = 1  # raised when reading or grading changes
 
 
@@ -68,7 +70,10 @@ class Table:
         self._columns = columns
         self._grade: Grade = grade
         self._settings = [_VERSION, name, extract, pattern, grade, instruction, max_tokens]
-        self._extract: Extractor = extractor(extract, pattern=pattern, letters=LETTERS[:10])
+        self._kind: Kind = extract
+        self._pattern = pattern
+        if extract != "choice":
+            self._reader  # noqa: B018  (a broken pattern is said now, not at the first reply)
         self._splits: dict[str, tuple[Example, ...]] = {}
 
     @cached_property
@@ -96,7 +101,7 @@ class Table:
 
     def extract(self, text: str) -> str | None:
         """Read the answer from a model's text; None when there is none."""
-        return self._extract(text)
+        return self._reader(text)
 
     def key(self, answer: str) -> str:
         """Return equal strings for equivalent answers."""
@@ -115,6 +120,14 @@ class Table:
         if self._grade == "maths":
             return float(same_mathematics(example.answer, answer))
         return float(self.key(example.answer) == self.key(answer))
+
+    @cached_property
+    def _reader(self) -> Extractor:
+        letters = ""
+        if self._kind == "choice":  # only as many letters as there are choices: "I" is a letter of nine, else a word
+            split = next(split for split in ("test", "validation", "train") if split in self._sources)
+            letters = LETTERS[: max(len(example.choices) or 5 for example in self.examples(split))]
+        return extractor(self._kind, pattern=self._pattern, letters=letters)
 
     def _example(self, row: Row, at: int) -> Example:
         columns = self._columns
@@ -141,9 +154,8 @@ class Table:
     def _question(self, row: Row, where: str) -> str:
         template = self._columns.question
         if "{" not in template:
-            return str(_cell(row, template, where)).strip()
-        names = re.findall(r"\{(\w+)\}", template)
-        return re.sub(r"\{(\w+)\}", lambda m: str(_cell(row, m[1], where)), template).strip() if names else template
+            return _written(_cell(row, template, where)).strip()
+        return re.sub(r"\{(\w+)\}", lambda m: _written(_cell(row, m[1], where)), template).strip()
 
 
 def _cell(row: Row, column: str, where: str) -> Any:
@@ -152,6 +164,11 @@ def _cell(row: Row, column: str, where: str) -> Any:
         what = f"column '{column}' is empty" if column in row else f"no column '{column}'; the columns are: {present}"
         raise DataError(f"{where}: {what}")
     return row[column]
+
+
+def _written(cell: Any) -> str:
+    """Return a cell as text; a list of paragraphs is joined by line breaks."""
+    return "\n".join(map(str, cell)) if isinstance(cell, list | tuple) else str(cell)
 
 
 def _choices(cell: Any, where: str) -> tuple[str, ...]:
@@ -201,4 +218,6 @@ def _with_unique_ids(examples: tuple[Example, ...], name: str, split: str) -> tu
             raise DataError(f"task '{name}', split '{split}': two different rows have the id '{example.id}'")
         seen[example.id] = example
         kept.append(example)
+    if len(kept) < len(examples):
+        _log.warning("task '%s', split '%s': %d repeated rows left out", name, split, len(examples) - len(kept))
     return tuple(kept)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -15,10 +17,18 @@ from ..tasks.numerals import plain
 
 __all__ = ["Rule", "equations"]
 
-_TERM = r"\(?\$?-?\d[\d,]*(?:\.\d+)?\)?"
+_TERM = r"(?:\(\s*)*\$?-?\d[\d,]*(?:\.\d+)?(?:\s*\))*"
+# Not in the middle of something longer: a product with units, a mixed number ("8 x 1 1/2"), algebra ("= 5A").
 _EQUATION = re.compile(
-    rf"(?<![\d.,*/+×÷-])\s*({_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(?=(\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%]))"
+    r"(?<![\w.,*/+×÷-])(?<![\d*/+×÷-][ ])(?<![ ]x[ ])"
+    rf"({_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(?=(\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%A-Za-z]))"
 )
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +86,19 @@ def equations(text: str) -> list[bool]:
 
 
 def _evaluate(expression: str) -> Fraction | None:
-    """Evaluate + - * / over signed numbers, products first; None for a division by zero."""
-    text = re.sub(r"[$,()\s]", "", expression).translate(str.maketrans("×x÷", "**/"))
-    tokens = re.findall(r"(?<![\d.])-?\d+(?:\.\d+)?|[-+*/]", text)
-    total, sign, product = Fraction(0), 1, Fraction(tokens[0])
-    for symbol, term in zip(tokens[1::2], tokens[2::2], strict=True):
-        number = Fraction(term)
-        if symbol == "*":
-            product *= number
-        elif symbol == "/":
-            if number == 0:
-                return None
-            product /= number
-        else:
-            total += sign * product
-            sign, product = (1 if symbol == "+" else -1), number
-    return total + sign * product
+    """Return the exact value of + - * / with brackets; None for unbalanced brackets or a division by zero."""
+    text = re.sub(r"[$,\s]", "", expression).translate(str.maketrans("×x÷", "**/"))
+
+    def value(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            return Fraction(str(node.value))
+        raise ValueError(ast.dump(node))
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return None
