@@ -106,7 +106,8 @@ class ScriptedEngine:
             words, finish, generated = words[: sampling.max_tokens], "length", sampling.max_tokens
         logprobs, ids = self._logs(asked, words), _ids(words)
         for index, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
-            event = TokenEvent(sample=sample, index=index, token=token, logprob=logprob, top_logprobs=())
+            top = ((token, logprob),) if sampling.logprobs else ()
+            event = TokenEvent(sample=sample, index=index, token=token, logprob=logprob, top_logprobs=top)
             if watch is not None and watch(event):
                 words, finish, generated = words[: index + 1], "watch", index + 1
                 break
@@ -115,11 +116,14 @@ class ScriptedEngine:
         if cut is not None:
             finish, generated = "stop", len(_words(text[:cut])) + 1
             words, text = _words(text[:cut]), text[:cut]
+        ids, logprobs = _ids(words), self._logs(asked, words)
+        tops = tuple(((token, logprob),) for token, logprob in zip(ids, logprobs, strict=True))
         return Completion(
             text=text,
-            tokens=_ids(words),
-            logprobs=self._logs(asked, words),
-            raw_logprobs=self._logs(asked, words),
+            tokens=ids,
+            logprobs=logprobs,
+            raw_logprobs=logprobs,
+            top_logprobs=tops if sampling.logprobs else None,
             finish=finish,
             sample=sample,
             usage=replace(Usage(generated=generated), calls=int(first), prompt=self.count_tokens(prompt) if first else 0),

@@ -1,4 +1,4 @@
-"""One sample at a temperature: what a single draw from the model is worth (pass@1 under sampling)."""
+"""Samples at a temperature: what a single draw is worth (pass@1 under sampling), and a pool for data makers to choose from."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ __all__ = ["Sample"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """y ~ p_T,top-p(· | x): sample 0 of the same pool that self-consistency and best-of-N draw from.
+    """y ~ p_T,top-p(· | x): the answer is sample 0 of the pool that self-consistency and best-of-N draw from.
 
     Args:
+        n: how many samples are drawn and kept; only the first one answers.
         temperature: T above 0.
         top_p: the nucleus (Holtzman et al. 2019, arXiv 1904.09751); 1 keeps all tokens.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Holtzman et al. 2019, arXiv 1904.09751 (nucleus)"
-    cost: ClassVar[str] = "1 reply"
+    cost: ClassVar[str] = "n replies, one prompt"
     fails: ClassVar[str] = "always behind greedy in expectation where one answer is right; it is the baseline for voting"
 
+    n: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[float, Field(gt=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
         sampling = replace(tools.sampling, temperature=self.temperature, top_p=self.top_p)
-        (only,) = await tools.sample(prompt, sampling, seed=seed)
-        return Answer(text=only.text, answer=only.answer, candidates=(only,))
+        pool = tuple(await tools.sample(prompt, sampling, seed=seed, samples=range(self.n)))
+        return Answer(text=pool[0].text, answer=pool[0].answer, candidates=pool)
