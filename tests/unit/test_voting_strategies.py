@@ -143,7 +143,9 @@ def test_a_larger_n_draws_more_of_the_same_pool() -> None:
     texts = [[candidate.text for candidate in pool] for pool in pools]
     assert texts[0] == texts[1] == texts[2][:4] == texts[3][:4]
     assert texts[2] == texts[3]
-    assert answer("sample", tools(policy), seed=3).text == texts[0][0]
+    drawn = answer("sample:n=9", tools(policy), seed=3)
+    assert [candidate.text for candidate in drawn.candidates] == texts[2]
+    assert drawn.text == answer("sample", tools(policy), seed=3).text == texts[0][0]
 
 
 def test_best_of_n_by_likelihood() -> None:

@@ -17,7 +17,9 @@ __all__ = ["FewShot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShot:
-    """prompt = [system] (question₁, "Answer: a₁") … (question_k, "Answer: a_k") question.
+    """Show k solved examples, answers without steps, then ask.
+
+    prompt = [system] (question₁, "Answer: a₁") … (question_k, "Answer: a_k") question.
 
     Shots come from the task's training split; see `_shots.draw_shots` for how they are drawn and what counts as a copy.
 

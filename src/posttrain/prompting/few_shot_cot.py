@@ -18,7 +18,9 @@ __all__ = ["FewShotCot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShotCot:
-    """prompt = [system] (question₁, steps₁ "Answer: a₁") … (question_k, steps_k "Answer: a_k") question.
+    """Show k examples solved step by step, then ask.
+
+    prompt = [system] (question₁, steps₁ "Answer: a₁") … (question_k, steps_k "Answer: a_k") question.
 
     Shots come from the training examples that have a worked solution; see `_shots.draw_shots`.
 

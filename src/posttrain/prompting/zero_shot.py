@@ -14,7 +14,9 @@ __all__ = ["ZeroShot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroShot:
-    """prompt = [system] question + instruction.
+    """Ask the question and say how to give the answer, nothing else.
+
+    prompt = [system] question + instruction.
 
     Source: Brown et al. 2020, "Language Models are Few-Shot Learners" (arXiv 2005.14165), section 2 (zero-shot).
     """

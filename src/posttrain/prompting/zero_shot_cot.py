@@ -14,7 +14,9 @@ __all__ = ["ZeroShotCot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroShotCot:
-    """Two stages: reasoning z ~ p(· | question, trigger), then answer ~ p(· | question, trigger, z, cue).
+    """Open the reply with "Let's think step by step.", then ask for the answer.
+
+    Two stages: reasoning z ~ p(· | question, trigger), then answer ~ p(· | question, trigger, z, cue).
 
     The trigger opens the assistant's own turn, and the second stage continues that turn; without it the answer would
     have to be guessed from free reasoning.

@@ -20,7 +20,9 @@ __all__ = ["BestOfN"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfN:
-    """y* = argmax_i s(x, y_i), or weighted: a* = argmax_a Σ_i s(x, y_i) 1[a_i = a], over n samples y_i ~ p(· | x).
+    """Sample n replies and keep the one that a verifier, or the model's own likelihood, scores best.
+
+    y* = argmax_i s(x, y_i), or weighted: a* = argmax_a Σ_i s(x, y_i) 1[a_i = a], over n samples y_i ~ p(· | x).
 
     The weighted form is the sum, not the mean: the mean forgets how many samples agree. `verifier=likelihood` takes
     s = exp((1/T) Σ_t log p(y_t)), the length-normalised probability, from the samples themselves at no further cost.

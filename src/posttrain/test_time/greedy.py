@@ -13,7 +13,10 @@ __all__ = ["Greedy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greedy:
-    """y_t = argmax_v p(v | x, y_<t); one sample at temperature 0."""
+    """Take the most likely token at each step: one reply at temperature 0.
+
+    y_t = argmax_v p(v | x, y_<t)
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""

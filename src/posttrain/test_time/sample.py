@@ -1,4 +1,4 @@
-"""Samples at a temperature: what a single draw is worth (pass@1 under sampling), and a pool for data makers to choose from."""
+"""Samples at a temperature: what a single draw is worth (pass@1 under sampling), and a pool to choose data from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["Sample"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """y ~ p_T,top-p(· | x): the answer is sample 0 of the pool that self-consistency and best-of-N draw from.
+    """Draw n replies at a temperature and answer with the first.
+
+    y ~ p_T,top-p(· | x): the answer is sample 0 of the pool that self-consistency and best-of-N draw from.
 
     Args:
         n: how many samples are drawn and kept; only the first one answers.
@@ -26,7 +28,7 @@ class Sample:
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Holtzman et al. 2019, arXiv 1904.09751 (nucleus)"
     cost: ClassVar[str] = "n replies, one prompt"
-    fails: ClassVar[str] = "always behind greedy in expectation where one answer is right; it is the baseline for voting"
+    fails: ClassVar[str] = "a draw is usually worse than greedy; it is the baseline that voting starts from"
 
     n: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[float, Field(gt=0)] = 0.7

@@ -17,7 +17,9 @@ __all__ = ["SelfConsistency"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfConsistency:
-    """a* = argmax_a Σ_i 1[a_i = a], over n samples (z_i, a_i) ~ p(z, a | x); reasoning z is marginalised by counting.
+    """Sample n replies and let their answers vote.
+
+    a* = argmax_a Σ_i 1[a_i = a], over n samples (z_i, a_i) ~ p(z, a | x); reasoning z is marginalised by counting.
 
     Equal answers are those with equal task keys (1,000 = 1000.0). Samples without a readable answer do not vote; when none
     has one, there is no answer. A tie goes to the answer with the highest summed length-normalised log-probability, or to

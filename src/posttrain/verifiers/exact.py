@@ -15,7 +15,9 @@ __all__ = ["Exact"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
-    """s = grade(gold, extract(y)) in {0, 1}.
+    """Grade against the gold answer: 1 or 0.
+
+    s = grade(gold, extract(y))
 
     Args:
         task: reads and grades.

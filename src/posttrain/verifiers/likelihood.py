@@ -17,7 +17,9 @@ __all__ = ["Likelihood"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihood:
-    """s = exp((1/T) Σ_t log p(y_t | x, y_<t)) in (0, 1], teacher-forced on the plain question x.
+    """The probability per token that the model gives the text (geometric mean).
+
+    s = exp((1/T) Σ_t log p(y_t | x, y_<t)) in (0, 1], teacher-forced on the plain question x.
 
     Other than `best_of_n:verifier=likelihood`, which reads the log-probabilities that came with the samples, this runs
     the text through the engine: for texts from elsewhere, or to score with another model than the one that wrote them.

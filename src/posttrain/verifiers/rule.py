@@ -33,7 +33,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """s = mean of the rules that are on, each in [0, 1].
+    """Check form and arithmetic without knowing the answer: the mean of the rules that are on, each in [0, 1].
 
     Args:
         parses: an answer can be read: 0 or 1.
