@@ -74,6 +74,8 @@ def test_rule() -> None:
         ("1. 3 + 4 = 7", [True]),
         ("a price (2 + 3) + 4) = 9", []),  # unbalanced: not an equation
         ("0.1 + 0.2 = 0.3", [True]),
+        ("3 - 8 = -5\n-5 + 1 = -4\n-5 - 1 = -4", [True, True, False]),
+        ("-$5 - 1 = -$6", [True]),
         ("8 x 1 1/2 = 12, 60 students x 2/3 = 40", []),  # mixed numbers and units inside: not read
         ("x + 2 * 3 = 6A", []),
         ("9" * 5000 + " + 1 = 2", []),

@@ -17,11 +17,11 @@ from ..tasks.numerals import plain
 
 __all__ = ["Rule", "equations"]
 
-_TERM = r"(?:\(\s*)*\$?-?\d[\d,]*(?:\.\d+)?(?:\s*\))*"
+_TERM = r"(?:\([ ]*)*-?\$?-?\d[\d,]*(?:\.\d+)?(?:[ ]*\))*"
 # Not in the middle of something longer: a product with units, a mixed number ("8 x 1 1/2"), algebra ("= 5A").
 _EQUATION = re.compile(
     r"(?<![\w.,*/+×÷-])(?<![\d*/+×÷-][ ])(?<![ ]x[ ])"
-    rf"({_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(?=(\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%A-Za-z]))"
+    rf"({_TERM}(?:[ ]*[-+*/×÷x][ ]*{_TERM})+)[ ]*=[ ]*(?=(-?\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%A-Za-z]))"
 )
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
