@@ -1,7 +1,10 @@
 """Slot tensors behind transformers' cache interface, and the attention that reads them.
 
-Names of dimensions: R rows of a step, S slots, T new tokens, L positions read, H query heads, G key/value heads,
+Names of dimensions: R rows of a decode step, S slots, T new tokens, L positions read, H query heads, G key/value heads,
 D head size, C capacity (positions) of a slot.
+
+A prefill is packed: the new tokens of all its sequences follow each other in one row, [1, T], each with its own
+position, so that no layer works on padding; only here, in attention, are they told apart.
 
 Keys are kept transposed, [S, G, D, C]: the product of one query token with all keys then reads them in order, which
 is four to five times faster on CPU than multiplying with a transposed view.
@@ -27,17 +30,17 @@ from .runs import Run
 __all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
 
 IMPLEMENTATION = "posttrain_slots"
-_QUERIES = 256  # query tokens of a continued prefill that attend at a time: bounds the matrix of scores
+_QUERIES = 256  # query tokens of a prefill that attend at a time: bounds the matrix of scores
 
 
 @dataclass(slots=True)
 class Step:
-    """What one forward pass does: `lengths[r]` new tokens of slot `slots[r]`, after `starts[r]` that are there already."""
+    """What one forward pass does: `lengths[i]` new tokens of slot `slots[i]`, after `starts[i]` that are there already."""
 
     slots: Sequence[int]
     starts: Sequence[int]
     lengths: Sequence[int]
-    positions: Tensor  # [R, T]
+    positions: Tensor  # [1, T] packed, or [R, 1] in a decode
     decode: bool = False  # one new token in every slot of a contiguous range
     runs: Sequence[Run] = ()  # of a decode: which rows read what; those between two runs are nobody's
     fresh: bool = field(init=False)  # nothing is in the slots yet: attention is among the new tokens only
@@ -111,10 +114,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values ([R, G, T, D]) into their slots; return what this step's attention reads.
+        """Write the new keys and values, [1, G, T, D] or [R, G, 1, D], into their slots; return what attention reads.
 
-        For a fresh prefill these are the new ones, [R, G, T, D]; for a decode its range of slots, [R, G, D, L] and
-        [R, G, L, D]; otherwise all slots, [S, G, D, C] and [S, G, C, D].
+        For a fresh prefill these are the new ones; for a decode its range of slots, [R, G, D, L] and [R, G, L, D];
+        otherwise all slots, [S, G, D, C] and [S, G, C, D].
         """
         step = _current()
         if layer_idx == len(self.keys_SGDC):  # zeros, not garbage: masked positions still meet a multiplication by 0
@@ -128,9 +131,11 @@ class SlotCache(Cache):  # type: ignore[misc]
             keys[index, :, :, positions] = key_states[:, :, 0]
             values[index, :, positions] = value_states[:, :, 0]
             return keys[low:high, :, :, : step.reach], values[low:high, :, : step.reach]
-        for row, (slot, start, length) in enumerate(zip(step.slots, step.starts, step.lengths, strict=True)):
-            keys[slot, :, :, start : start + length] = key_states[row, :, :length].transpose(1, 2)
-            values[slot, :, start : start + length] = value_states[row, :, :length]
+        at = 0
+        for slot, start, length in zip(step.slots, step.starts, step.lengths, strict=True):
+            keys[slot, :, :, start : start + length] = key_states[0, :, at : at + length].transpose(1, 2)
+            values[slot, :, start : start + length] = value_states[0, :, at : at + length]
+            at += length
         return (key_states, value_states) if step.fresh else (keys, values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -139,8 +144,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the number of positions this step reads, and the offset of the first."""
-        step = _current()
-        return (query_length if step.fresh else step.reach), 0
+        return _current().reach, 0
 
 
 def _slot_mask(
@@ -154,12 +158,12 @@ def _slot_mask(
     dtype: torch.dtype = torch.float32,
     **_: Any,
 ) -> Tensor | None:
-    """Evaluate the model's own mask rule (causal, sliding, chunked) at each row's positions: additive, [R, 1, T, L]."""
+    """Evaluate the model's own mask rule (causal, sliding, chunked) at each row's positions: additive, [1 or R, 1, T, L]."""
     step = _current()
     if use_vmap:
         raise ModelError("this model's attention mask is not a function of positions alone; the local engine cannot run it")
-    if step.fresh and allow_is_causal_skip and (local_size is None or q_length <= local_size):
-        return None  # plain causal among the new tokens
+    if step.fresh and allow_is_causal_skip and (local_size is None or step.reach <= local_size):
+        return None  # plain causal within each sequence
     device = step.positions.device
     row = torch.arange(batch_size, device=device)[:, None, None, None]
     head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
@@ -199,20 +203,56 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     return out
 
 
-def _attend_row(
-    out: Tensor, row: int, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None
-) -> None:
-    """Attention of one row's new tokens [G, H/G, T, D] over its slot, some query tokens at a time."""
-    slot, start, length = step.slots[row], step.starts[row], step.lengths[row]
-    G, group, _, D = query.shape
-    for at in range(0, length, _QUERIES):
-        until = min(at + _QUERIES, length)
+def _attend_piece(
+    query: Tensor, key: Tensor, value: Tensor, start: int, mask: Tensor, softcap: float | None
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Attention of one sequence's new tokens [G, H/G, T, D] over its keys [G, D, L] and values [G, L, D].
+
+    Some query tokens at a time, to bound the matrix of scores: yields (from, until, [G, H/G, until - from, D]).
+    """
+    G, group, T, D = query.shape
+    for at in range(0, T, _QUERIES):
+        until = min(at + _QUERIES, T)
         reach = start + until
-        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), key[slot, :, :, :reach])
-        seen = None if mask is None else mask[row, :, at:until, :reach]  # [1, t, L], for all heads
-        weights = _attend(scores.view(G, group, until - at, reach), seen, softcap).to(value.dtype)
-        part = torch.matmul(weights.view(G, -1, reach), value[slot, :, :reach])
-        out[:, :, at:until] = part.view(G, group, until - at, -1)
+        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), key[:, :, :reach])
+        weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap).to(value.dtype)
+        out = torch.matmul(weights.view(G, -1, reach), value[:, :reach])
+        yield at, until, out.view(G, group, until - at, -1)
+
+
+def _attend_packed(
+    step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention of a packed prefill, [1, H, T, D]: sequence by sequence; result [1, H, T, D]."""
+    _, H, T, D = query.shape
+    G = key.shape[1]
+    out = query.new_empty(1, H, T, value.shape[-1])
+    if step.fresh:  # transposed keys of one common row: the sequences are its pieces
+        key = key.transpose(2, 3)
+    at = 0
+    for slot, start, length in zip(step.slots, step.starts, step.lengths, strict=True):
+        piece = slice(at, at + length)
+        at += length
+        own_key = key[0, :, :, piece] if step.fresh else key[slot]
+        own_value = value[0, :, piece] if step.fresh else value[slot]
+        if mask is None and softcap is None:
+            out[:, :, piece] = scaled_dot_product_attention(
+                query[:, :, piece],
+                own_key.transpose(1, 2).repeat_interleave(H // G, dim=0)[None],
+                own_value.repeat_interleave(H // G, dim=0)[None],
+                scale=scaling,
+                is_causal=True,
+            )
+            continue
+        if mask is None:
+            own_mask = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
+        else:
+            own_mask = mask[0, 0, piece]
+        grouped = (query[0, :, piece] * scaling).view(G, H // G, length, D)
+        target = out[0, :, piece].view(G, H // G, length, -1)
+        for first, until, part in _attend_piece(grouped, own_key, own_value, start, own_mask, softcap):
+            target[:, :, first:until] = part
+    return out
 
 
 def _slot_attention(
@@ -226,40 +266,24 @@ def _slot_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of `query` [R, H, T, D] over what `SlotCache.update` returned; result [R, T, H, D]."""
+    """Attention of `query`, [1, H, T, D] or [R, H, 1, D], over what `SlotCache.update` returned; heads follow tokens."""
     step = _current()
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ModelError(f"this model's attention uses '{name}', which the local engine does not know")
-    R, H, T, D = query.shape
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not step.decode:
+        return _attend_packed(step, query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+    R, H, _, D = query.shape
     G = key.shape[1]
-    scaling = D**-0.5 if scaling is None else scaling
-    if step.decode:
-        # Grouped: the H / G query heads that share a key/value head are rows of one product; nothing is expanded.
-        grouped = (query * scaling).reshape(R, G, H // G, D)
-        if len(step.runs) == 1:
-            return _attend_run(step.runs[0], grouped, key, value, attention_mask, softcap).reshape(R, 1, H, -1), None
-        out = grouped.new_zeros(R, G, H // G, value.shape[-1])
-        for run in step.runs:
-            out[run.low : run.high] = _attend_run(run, grouped, key, value, attention_mask, softcap)
-        return out.reshape(R, 1, H, -1), None
-    if not step.fresh:
-        out = query.new_zeros(R, G, H // G, T, value.shape[-1])
-        grouped = (query * scaling).reshape(R, G, H // G, T, D)
-        for row in range(R):
-            _attend_row(out[row], row, step, grouped[row], key, value, attention_mask, softcap)
-        return out.view(R, H, T, -1).transpose(1, 2), None
-    key, value = key.repeat_interleave(H // G, dim=1), value.repeat_interleave(H // G, dim=1)
-    if softcap is None:
-        out = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=attention_mask is None and T > 1
-        )
-    else:
-        if attention_mask is None:
-            attention_mask = torch.full((T, T), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
-        scores = torch.matmul(query * scaling, key.transpose(2, 3))
-        out = torch.matmul(_attend(scores, attention_mask, softcap).to(value.dtype), value)
-    return out.transpose(1, 2), None
+    # Grouped: the H / G query heads that share a key/value head are rows of one product; nothing is expanded.
+    grouped = (query * scaling).reshape(R, G, H // G, D)
+    if len(step.runs) == 1 and step.runs[0].high == R:
+        return _attend_run(step.runs[0], grouped, key, value, attention_mask, softcap).reshape(R, 1, H, -1), None
+    out = grouped.new_zeros(R, G, H // G, value.shape[-1])
+    for run in step.runs:
+        out[run.low : run.high] = _attend_run(run, grouped, key, value, attention_mask, softcap)
+    return out.reshape(R, 1, H, -1), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _slot_attention)

@@ -12,7 +12,7 @@ from .slots import SlotTable, common_prefix
 
 __all__ = ["prefill"]
 
-_PASS_TOKENS = 2048  # tokens of one forward pass, padding included
+_PASS_TOKENS = 2048  # tokens of one forward pass
 _WORTH_WAITING = 8  # leading tokens shared with another new prompt for which a prompt waits until that one is computed
 
 Ids = npt.NDArray[np.int64]
@@ -67,14 +67,15 @@ def _fill(
 
 
 def _passes(slots: Sequence[int], starts: Mapping[int, int], prompts: Mapping[int, Ids]) -> list[list[int]]:
-    """Cut slots, sorted by length, into forward passes: fresh ones apart from continued ones, bounded in tokens."""
+    """Cut the slots into forward passes bounded in tokens; fresh ones, whose attention is simpler, apart from continued."""
     passes: list[list[int]] = []
+    total, kind = 0, False
     for slot in slots:
-        width = len(prompts[slot]) - 1 - starts[slot]
-        last = passes[-1] if passes else []
-        alike = bool(last) and (starts[last[0]] > 0) == (starts[slot] > 0)
-        if alike and (len(last) + 1) * width <= _PASS_TOKENS:
-            last.append(slot)
+        size, continued = len(prompts[slot]) - 1 - starts[slot], starts[slot] > 0
+        if passes and kind == continued and total + size <= _PASS_TOKENS:
+            passes[-1].append(slot)
+            total += size
         else:
             passes.append([slot])
+            total, kind = size, continued
     return passes

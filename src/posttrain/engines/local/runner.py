@@ -74,36 +74,33 @@ class Runner:
             for module in training:
                 module.training = True
 
-    def _forward(self, step: Step, ids_RT: Tensor, *, logits: bool) -> Tensor | None:
+    def _forward(self, step: Step, ids: Tensor, *, logits: bool) -> Tensor | None:
         with self._inferring(), running(step):
             call = self.model if logits else self.decoder
-            out = call(input_ids=ids_RT, position_ids=step.positions, past_key_values=self.cache, use_cache=True)
+            out = call(input_ids=ids, position_ids=step.positions, past_key_values=self.cache, use_cache=True)
             return out.logits if logits else None
 
-    def _tokens(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> tuple[Step, Tensor]:
-        width = max(len(ids) for ids in new)
-        padded = [[*ids, *([0] * (width - len(ids)))] for ids in new]  # to the right: causal masks hide it
-        # Padding repeats the last position, so that no position lies beyond the model's context.
-        positions = [[start + min(t, len(ids) - 1) for t in range(width)] for start, ids in zip(starts, new, strict=True)]
+    def _packed(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> tuple[Step, Tensor]:
+        positions = [start + t for start, ids in zip(starts, new, strict=True) for t in range(len(ids))]
         step = Step(
             slots=slots,
             starts=starts,
             lengths=[len(ids) for ids in new],
-            positions=torch.tensor(positions, device=self.device),
+            positions=torch.tensor([positions], device=self.device),
         )
-        return step, torch.tensor(padded, device=self.device)
+        return step, torch.tensor([[token for ids in new for token in ids]], device=self.device)
 
     def fill(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> None:
-        """Compute keys and values of `new[r]` in slot `slots[r]` after the `starts[r]` positions that are there."""
-        step, ids_RT = self._tokens(slots, starts, new)
-        self._forward(step, ids_RT, logits=False)
+        """Compute keys and values of `new[i]` in slot `slots[i]` after the `starts[i]` positions that are there."""
+        step, ids_1T = self._packed(slots, starts, new)
+        self._forward(step, ids_1T, logits=False)
 
     def extend(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
-        """Like `fill`, and return the logits after each of the new tokens, [R, T, V] (padded to the right)."""
-        step, ids_RT = self._tokens(slots, starts, new)
-        logits = self._forward(step, ids_RT, logits=True)
+        """Like `fill`, and return the logits after each of the new tokens, [T, V], in order."""
+        step, ids_1T = self._packed(slots, starts, new)
+        logits = self._forward(step, ids_1T, logits=True)
         assert logits is not None
-        return logits
+        return logits[0]
 
     def decode(self, low: int, tokens: Sequence[int], positions: Sequence[int], runs: Sequence[Run]) -> Tensor:
         """Feed one token to each of the slots low, low + 1, …; return logits [R, V]. `runs` count from `low`."""

@@ -274,14 +274,15 @@ class Scheduler:
             found = prefill(self._runner, self._table, {s: r.ids for s, r in slots.items()}, reuse=self._prefix_reuse)
             for slot, score in slots.items():
                 score.cached = found[slot]
-            order = sorted(slots, key=lambda s: len(slots[s].continuation))
             vocabulary = self._runner.model.get_input_embeddings().weight.shape[0]
-            while order:
-                group = [order.pop()]
-                width = len(slots[group[0]].continuation)
-                while order and (len(group) + 1) * width * vocabulary <= _LOGITS:
-                    group.append(order.pop())
-                self._score_group(group, slots)
+            group: list[int] = []
+            for slot in slots:
+                tokens = sum(len(slots[s].continuation) for s in [*group, slot])
+                if group and tokens * vocabulary > _LOGITS:
+                    self._score_group(group, slots)
+                    group = []
+                group.append(slot)
+            self._score_group(group, slots)
 
     def _reserve_for_scores(self, slots: dict[int, ScoreRequest]) -> None:
         cache = self._runner.cache
@@ -291,11 +292,11 @@ class Scheduler:
     def _score_group(self, group: Sequence[int], slots: dict[int, ScoreRequest]) -> None:
         new = [[slots[s].ids[-1], *slots[s].continuation[:-1]] for s in group]
         starts = [len(slots[s].ids) - 1 for s in group]
-        logits_RTV = self._runner.extend(group, starts, new)
-        for row, slot in enumerate(group):
+        logits_TV, at = self._runner.extend(group, starts, new), 0
+        for slot in group:
             request = slots[slot]
             n = len(request.continuation)
-            raw = logits_RTV[row, :n].float().log_softmax(-1)
+            raw, at = logits_TV[at : at + n].float().log_softmax(-1), at + n
             index = raw.new_tensor(request.continuation).long()[:, None]
             logprobs = tuple(raw.gather(1, index)[:, 0].tolist())
             ids = [*request.ids, *request.continuation[:-1]]
