@@ -19,7 +19,7 @@ def show_pairs(left: str, right: str, rows: Sequence[tuple[str, str]]) -> None:
     Console().print(table)
 
 
-def show_methods(found: Sequence[Mapping[str, str]]) -> None:
+def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
     """Print the methods by lever: what each is, its settings, what it needs, what it costs, how it fails."""
     console = Console()
     for lever in dict.fromkeys(method["lever"] for method in found):
@@ -32,7 +32,7 @@ def show_methods(found: Sequence[Mapping[str, str]]) -> None:
             what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
             what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
             price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
-            table.add_row(f"[bold]{method['name']}[/]", what, method["settings"].replace(", ", "\n"), price)
+            table.add_row(f"[bold]{method['name']}[/]", what, "\n".join(method["settings"]), price)
         console.print(table)
 
 

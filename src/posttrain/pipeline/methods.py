@@ -66,7 +66,7 @@ class Described:
     name: str
     lever: str
     summary: str
-    settings: str
+    settings: tuple[str, ...]
     paper: str
     needs: str
     cost: str
@@ -83,7 +83,7 @@ def describe_methods() -> Iterator[Described]:
                 name=name,
                 lever=lever + (" data" if getattr(cls, "kind", "") == "data" else ""),
                 summary=getattr(cls, "summary", (cls.__doc__ or "").strip().split("\n")[0]),
-                settings=", ".join(f"{f.name}={format_value(f.default)}" for f in fields(cls) if f.init),
+                settings=tuple(f"{f.name}={format_value(f.default)}" for f in fields(cls) if f.init),
                 paper=getattr(cls, "paper", ""),
                 needs=", ".join(sorted(getattr(cls, "needs", ()))),
                 cost=getattr(cls, "cost", ""),
