@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,17 +158,21 @@ class Tools:
     ) -> list[Candidate]:
         """Generate and read the answers; a prompt with a `cue` gets its second, greedy stage per sample."""
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
-        candidates = []
-        for completion in completions:
-            text = completion.text
-            if prompt.cue is not None:
-                head = prompt.prefix if isinstance(prompt.prefix, str) else ""
-                opened = replace(prompt, prefix=f"{head}{text.rstrip()}\n{prompt.cue}", cue=None)
-                second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
-                (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-                text = f"{text.rstrip()}\n{prompt.cue}{tail.text}"
-            candidates.append(Candidate(text=text, answer=self.extract(text), completion=completion))
-        return candidates
+        texts = await asyncio.gather(*(self._finished(prompt, completion, sampling, seed) for completion in completions))
+        return [
+            Candidate(text=text, answer=self.extract(text), completion=completion)
+            for text, completion in zip(texts, completions, strict=True)
+        ]
+
+    async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
+        if prompt.cue is None:
+            return completion.text
+        reasoning = completion.text.rstrip()
+        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
+        opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
+        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
+        (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+        return f"{reasoning}\n{prompt.cue}{tail.text}"
 
 
 class Strategy(Protocol):

@@ -47,12 +47,13 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
     """
     prompter = build_prompter(evaluation.prompt)
     strategy = build_strategy(evaluation.strategy)
-    lacking: frozenset[str] = getattr(strategy, "needs", frozenset()) - engine.can
-    if lacking:
-        raise CapabilityError(
-            f"strategy '{evaluation.strategy}' needs an engine with {', '.join(sorted(lacking))}; this one offers "
-            f"{', '.join(sorted(engine.can)) or 'generation only'}"
-        )
+    for kind, spec, method in (("prompt", evaluation.prompt, prompter), ("strategy", evaluation.strategy, strategy)):
+        lacking: frozenset[str] = getattr(method, "needs", frozenset()) - engine.can
+        if lacking:
+            raise CapabilityError(
+                f"{kind} '{spec}' needs an engine with {', '.join(sorted(lacking))}; this one offers "
+                f"{', '.join(sorted(engine.can)) or 'generation only'}"
+            )
     with _Clock(folder / "clock.json") as clock, Ledger(folder, [example.id for example in evaluation.examples]) as ledger:
         todo = [example for example in evaluation.examples if example.id not in ledger.done]
         with progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance:
@@ -105,11 +106,9 @@ async def _answer(
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    verifiers = {}
-    wanted = getattr(strategy, "verifier", None)
-    if wanted is not None:
-        metered = Metered(engine, account, "verifier")
-        verifiers[wanted] = build_verifier(wanted, task=task, engine=metered, golds={example.id: example})
+    metered, golds = Metered(engine, account, "verifier"), {example.id: example}
+    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
+    verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
     tools = Tools(
         engine=Metered(engine, account, "policy"),
         extract=task.extract,
