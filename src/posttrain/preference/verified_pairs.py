@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from ..core.errors import DataError
@@ -20,7 +21,7 @@ class VerifiedPairs:
 
     Questions answered all right or all wrong teach nothing and give no pair (counted). Responses cut by the length
     limit are never chosen and never rejected: a pair should be about being right, not about stopping. At most
-    `per_question` pairs with distinct texts are drawn per question, by the seed.
+    `per_question` different pairs are drawn per question, by the seed, wrong responses before any is used twice.
     """
 
     version: ClassVar[str] = "1"
@@ -40,10 +41,12 @@ class VerifiedPairs:
                 continue
             counts["mixed"] += 1
             draw = rng(seed, "verified_pairs", item.example.id)
-            k = min(self.per_question, len(right), len(wrong))
+            draw.shuffle(right)
+            draw.shuffle(wrong)
+            pairs = ((right[(i + turn) % len(right)], text) for turn in range(len(right)) for i, text in enumerate(wrong))
             prompt = prompter(task, item.example.public(), seed=seed)
             messages = [message.to_dict() for message in prompt.messages]
-            for chosen, rejected in zip(draw.sample(right, k), draw.sample(wrong, k), strict=True):
+            for chosen, rejected in islice(pairs, self.per_question):
                 rows.append({"id": item.example.id, "prompt": messages, "chosen": chosen, "rejected": rejected})
         if not rows:
             raise DataError(
