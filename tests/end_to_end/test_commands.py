@@ -1,6 +1,7 @@
 """The other commands: what they print, for people and for programs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import tiny_models
 from typer.testing import CliRunner
 
 from posttrain.cli.main import app
-from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.errors import ConfigError, ContextOverflowError, DataError, ModelError
 
 RUNNER = CliRunner()
 
@@ -96,3 +97,33 @@ def test_train_refuses_rows_of_another_shape(tiny: Path, tmp_path: Path) -> None
         RUNNER.invoke(
             app, ["train", "sft", "-m", str(tiny), "--data", str(rows), "-o", str(tmp_path / "o")], catch_exceptions=False
         )
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"question": "why " * 200, "answer": "4"}) + "\n")
+    with pytest.raises(ContextOverflowError, match=r"(?=.*256)(?=.*8)") as caught:
+        RUNNER.invoke(
+            app,
+            ["eval", "-m", str(tiny), "-t", "gsm8k", "--data", "long.jsonl", "--max-tokens", "8", "--json"],
+            catch_exceptions=False,
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_chat_template_says_how_to_give_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny, bare)
+    template = bare / "chat_template.jinja"
+    text = template.read_text()
+    template.unlink()
+    (tmp_path / "own.jinja").write_text(text)
+    arguments = ["eval", "-m", str(bare), "-t", "reasoning_gym/chain_sum", "--limit", "1", "--max-tokens", "4", "--json"]
+    with pytest.raises(ModelError, match="--chat-template FILE"):
+        RUNNER.invoke(app, arguments, catch_exceptions=False)
+    assert json.loads(invoke(*arguments, "--chat-template", "own.jinja"))["n"] == 1
