@@ -42,7 +42,7 @@ class Sft:
     lr: float = 2e-5
     epochs: int = 1
     batch_size: int = 16  # sequences per optimiser step
-    tokens_per_microbatch: int = 1024
+    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
     schedule: Schedule = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.0

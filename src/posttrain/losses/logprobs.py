@@ -161,7 +161,7 @@ class _Accumulator:
         out = []
         for grad, like in ((self.hidden_grad, self.weight), (self.weight_grad, self.weight), (self.bias_grad, bias)):
             if grad is not None and by is not None:
-                grad = grad * by
+                grad = grad.mul_(by)  # the buffer is ours, and used once
             out.append(None if grad is None or like is None else grad.to(like.dtype))
         return out[0], out[1], out[2]
 

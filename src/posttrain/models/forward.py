@@ -202,26 +202,30 @@ class Forward(nn.Module):
             return False
         from .sharing import pack
 
-        probe = [[_Probe(5, 4, 1), _Probe(5, 3, 2)], [_Probe(6, 0, 3)]]
+        probe = [[_Probe(5, 4, 1), _Probe(5, 6, 2), _Probe(5, 7, 3)], [_Probe(0, 8, 4)]]
         was_training = self.model.training
         self.model.eval()
         try:
-            packed = self.hidden(pack(probe).to(self.model.device)).float()
-            plain = self.hidden(collate([s for group in probe for s in group]).to(self.model.device)).float()
+            batch = pack(probe).to(self.model.device)
+            packed_ND = self.hidden(batch).float()
+            plain_ND = self.hidden(collate([s for group in probe for s in group]).to(self.model.device)).float()
         except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError):
             return False  # the model does not take positions, the layout, or this attention function
         finally:
             self.model.train(was_training)
+        # A token that sees what it must not is off by far, at every position of a later branch; in bfloat16 single
+        # positions of any two correct forwards differ by as much, so there the median counts.
+        error_N = ((packed_ND - plain_ND).norm(dim=-1) / plain_ND.norm(dim=-1))[batch.owner_N > 0]
         wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
-        return bool((packed - plain).norm() <= (1e-4 if wide else 0.05) * plain.norm())
+        return bool(error_N.max() < 1e-3 if wide else error_N.median() < 0.04)
 
 
 class _Probe:
-    """A sequence of small token ids: `prefix` tokens that all have, then `own` tokens that differ by `kind`; all trained."""
+    """A sequence of small token ids: `prefix` tokens that all have, then `own` tokens that differ by `kind` and are trained."""
 
     def __init__(self, prefix: int, own: int, kind: int) -> None:
         self.ids = [*range(1, prefix + 1), *(20 * kind + i for i in range(own))]
-        self.mask = [False] + [True] * (len(self.ids) - 1)
+        self.mask = [i >= max(prefix, 1) for i in range(len(self.ids))]
 
 
 def _text_config(config: Any) -> Any:

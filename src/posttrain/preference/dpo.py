@@ -56,7 +56,7 @@ class Dpo:
     lr: float = 1e-6
     epochs: int = 1
     batch_size: int = 16  # pairs per optimiser step
-    tokens_per_microbatch: int = 1024
+    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
     schedule: Schedule = "linear"
     warmup: float = 0.1
     weight_decay: float = 0.0
@@ -84,7 +84,7 @@ class Dpo:
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
         reference, cost = reference_logps(
             session.module, [pair.group for pair in pairs], [objective.work(pair, backward=False) for pair in pairs],
-            out=out, key=session.key, tokens_per_microbatch=4 * self.tokens_per_microbatch,
+            out=out, key=session.key, tokens_per_microbatch=4 * session.tokens_per_microbatch,
         )  # fmt: skip
         pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
         return session.train(objective, pairs, facts={"dropped_too_long": dropped}, cost=cost)

@@ -75,9 +75,9 @@ class Session:
     ) -> Session:
         """Check the settings, load the start, and look whether `out` already holds this run, finished."""
         name = type(method).__name__.lower()
-        for field in ("epochs", "batch_size", "tokens_per_microbatch"):
-            if getattr(method, field) < 1:
-                raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least 1")
+        for field, least in (("epochs", 1), ("batch_size", 1), ("tokens_per_microbatch", 0), ("save_every", 0)):
+            if getattr(method, field) < least:
+                raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
         _optimisation(method)
         adaptation = Adaptation(adapter=method.adapter, rank=method.rank, alpha=method.alpha, dropout=method.dropout)
         opened = open_start(start, dtype=method.dtype, adaptation=adaptation, out=out, seed=seed)
@@ -87,6 +87,11 @@ class Session:
             method=method, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
             opened=opened, module=Forward(opened.model), done=finished(out, key),
         )  # fmt: skip
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        """The setting; 0 chooses what keeps this device busy (the trajectory does not depend on it)."""
+        return int(self.method.tokens_per_microbatch) or (8192 if self.opened.loaded.device.type == "cuda" else 512)
 
     @property
     def frozen_backbone(self) -> bool:
@@ -101,7 +106,7 @@ class Session:
         optimiser = Optimiser(self.module, _optimisation(method))
         learner = Learner(
             module=self.module, objective=objective, optimiser=optimiser, seed=self.seed,
-            tokens_per_microbatch=method.tokens_per_microbatch, device=self.opened.loaded.device,
+            tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
         )  # fmt: skip
         try:
             fit(
