@@ -187,3 +187,21 @@ def test_scoring_text_is_tokenised_at_the_seam():
     text, ids = asyncio.run(go())
     assert text.tokens == ids.tokens
     assert text.raw_logprobs == pytest.approx(ids.raw_logprobs, abs=1e-6)
+
+
+def test_long_continuations_are_scored_in_pieces(monkeypatch):
+    whole, pieces = engine("gemma2"), engine("gemma2")
+    texts = ["x" * 40, "short", "and yet another one"]
+
+    async def scores(local):
+        return await asyncio.gather(*[local.score(ask("q"), text) for text in texts])
+
+    expected = asyncio.run(scores(whole))
+    monkeypatch.setattr("posttrain.engines.local.scoring._LOGITS", 258 * 7)  # seven tokens at a time
+    sizes, extend = [], pieces._runner.extend
+    pieces._runner.extend = lambda slots, starts, new: sizes.append(sum(map(len, new))) or extend(slots, starts, new)
+    got = asyncio.run(scores(pieces))
+    assert max(sizes) == 7
+    for a, b in zip(got, expected, strict=True):
+        assert a.raw_logprobs == pytest.approx(b.raw_logprobs, abs=1e-5)
+        assert len(a.raw_logprobs) == len(a.tokens)

@@ -332,3 +332,15 @@ def test_no_samples_cost_nothing():
     local = engine()
     assert run(local.generate(ask("q"), LONG, seed=0, samples=())) == []
     assert local._scheduler.steps == 0
+
+
+def test_memory_bounds_what_runs_together():
+    """With memory for two slots, eight samples run two at a time, and come out the same."""
+    local, roomy = engine(slots=8), engine(slots=8)
+    run(local.generate(ask("q"), Sampling(max_tokens=1), seed=0))  # the size of a position is known from now on
+    local._scheduler._kv_bytes = 2 * local._runner.cache.bytes_per_token * (length("q") + 20)
+    sampling, most = Sampling(temperature=1.0, max_tokens=20), []
+    watch = lambda event: most.append(local.busy) or False  # noqa: E731
+    drawn = run(local.generate(ask("q"), sampling, seed=0, samples=range(8), watch=watch))
+    assert max(most) == 2
+    assert [c.tokens for c in drawn] == [c.tokens for c in run(roomy.generate(ask("q"), sampling, seed=0, samples=range(8)))]

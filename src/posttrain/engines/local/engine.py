@@ -32,7 +32,7 @@ class LocalEngine:
         tokenizer: its tokenizer, with a chat template.
         fingerprint: names the weights (for caches); `update` appends a version.
         shape: sizes for the FLOPs formulas.
-        slots: samples that run together.
+        slots: samples that run together at most; memory may allow fewer.
         max_context: positions (prompt and completion); default: what the model's configuration says.
         prefix_reuse: start a prompt from the slot that shares most leading tokens with it.
 
@@ -49,7 +49,7 @@ class LocalEngine:
         *,
         fingerprint: str,
         shape: ModelShape | None = None,
-        slots: int = 64,
+        slots: int = 128,
         max_context: int | None = None,
         prefix_reuse: bool = True,
     ) -> None:

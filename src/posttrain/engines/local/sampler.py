@@ -130,7 +130,7 @@ def choose(logits_RV: Tensor, samplings: Sequence[Sampling], u_R: npt.NDArray[np
 
 def _choose(drawn: Draw, logits_RV: Tensor, samplings: Sequence[Sampling], u_R: npt.NDArray[np.float64]) -> None:
     device = logits_RV.device
-    u = torch.from_numpy(u_R).to(device, torch.float32 if device.type == "mps" else torch.float64)
+    u = torch.from_numpy(u_R).to(torch.float32 if device.type == "mps" else torch.float64).to(device)
     top_R, best_R = logits_RV.max(-1)
     shifted_RV = logits_RV - top_R[:, None]
     padded_RNB, sums_RN = _block_sums(shifted_RV.exp())

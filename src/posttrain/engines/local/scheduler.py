@@ -5,26 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ...core.errors import ModelError
-from ...core.types import Completion, Finish, Usage
+from ...core.types import Finish
 from .prefill import prefill
 from .runner import Runner
 from .runs import Run, plan_runs
 from .sampler import choose, uniforms
-from .sequence import Request, ScoreRequest, Trace, decode_text
+from .scoring import score
+from .sequence import Request, ScoreRequest, Trace
 from .slots import SlotTable
 
 __all__ = ["Scheduler"]
 
 _LINGER = 0.2  # seconds an idle worker waits for more before its thread ends
 _SETTLE = 0.002  # seconds without a new request after which an idle worker starts on what it has
-_LOGITS = 1 << 27  # numbers in one pass's logits when scoring
 
 
 class Scheduler:
@@ -86,8 +86,9 @@ class Scheduler:
         try:
             while self._wait_for_work():
                 self._settle()
-                while self._running or self._waiting or self._scores:
-                    self._turn()
+                with torch.inference_mode():
+                    while self._running or self._waiting or self._scores:
+                        self._turn()
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):
@@ -117,8 +118,8 @@ class Scheduler:
             try:
                 self._score([s for s in scores if not s.cancelled.is_set()])
             except Exception as error:
-                for score in scores:
-                    score.deliver(error)
+                for request in scores:
+                    request.deliver(error)
                 raise
         self._admit()
         if self._running:
@@ -153,8 +154,12 @@ class Scheduler:
         if not free or not self._waiting:
             return
         with self._lock:
-            room = min(len(free), self._affordable() - len(self._running))
-            batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            everyone = [*self._running.values(), *self._waiting]
+            longest = max(len(t.request.ids) + t.request.sampling.max_tokens for t in everyone)
+            room = min(len(free), len(self._waiting), self._affordable(longest) - len(self._running))
+            batch = [self._waiting.popleft() for _ in range(room)]
+        if not batch:
+            return
         for trace in batch:  # registered first: an error below must reach them
             slot = self._table.oldest(free)
             free.remove(slot)
@@ -166,12 +171,9 @@ class Scheduler:
             if trace.request.cached is None:
                 trace.request.cached = found[trace.slot]
 
-    def _affordable(self) -> int:
-        """Return how many slots the memory for keys and values allows, at the length the longest may reach."""
-        size = self._runner.cache.bytes_per_token
-        everyone = [*self._running.values(), *self._waiting]
-        longest = max(len(t.request.ids) + t.request.sampling.max_tokens for t in everyone)
-        return max(1, len(self._running), self._kv_bytes // (size * longest))
+    def _affordable(self, longest: int) -> int:
+        """Return how many slots of that length the memory for keys and values allows: at least one."""
+        return max(1, self._kv_bytes // (self._runner.cache.bytes_per_token * longest))
 
     def _reserve(self, capacity: int) -> None:
         cache = self._runner.cache
@@ -264,49 +266,16 @@ class Scheduler:
                 with self._lock:
                     self._scores.extendleft(reversed(scores))
                 return
-            part, scores = scores[: len(free)], scores[len(free) :]
+            longest = max(len(request.ids) + len(request.continuation) for request in scores)
+            room = min(len(free), self._affordable(longest))
+            part, scores = scores[:room], scores[room:]
             slots: dict[int, ScoreRequest] = {}
-            for score in part:
+            for request in part:
                 slot = self._table.oldest(free)
                 free.remove(slot)
-                slots[slot] = score
-            self._reserve_for_scores(slots)
-            found = prefill(self._runner, self._table, {s: r.ids for s, r in slots.items()}, reuse=self._prefix_reuse)
-            for slot, score in slots.items():
-                score.cached = found[slot]
-            vocabulary = self._runner.model.get_input_embeddings().weight.shape[0]
-            group: list[int] = []
-            for slot in slots:
-                tokens = sum(len(slots[s].continuation) for s in [*group, slot])
-                if group and tokens * vocabulary > _LOGITS:
-                    self._score_group(group, slots)
-                    group = []
-                group.append(slot)
-            self._score_group(group, slots)
-
-    def _reserve_for_scores(self, slots: dict[int, ScoreRequest]) -> None:
-        cache = self._runner.cache
-        cache.reserve(max(slots) + 1, 0)
-        self._reserve(max(len(r.ids) + len(r.continuation) for r in slots.values()) + 1)
-
-    def _score_group(self, group: Sequence[int], slots: dict[int, ScoreRequest]) -> None:
-        new = [[slots[s].ids[-1], *slots[s].continuation[:-1]] for s in group]
-        starts = [len(slots[s].ids) - 1 for s in group]
-        logits_TV, at = self._runner.extend(group, starts, new), 0
-        for slot in group:
-            request = slots[slot]
-            n = len(request.continuation)
-            raw, at = logits_TV[at : at + n].float().log_softmax(-1), at + n
-            index = raw.new_tensor(request.continuation).long()[:, None]
-            logprobs = tuple(raw.gather(1, index)[:, 0].tolist())
-            ids = [*request.ids, *request.continuation[:-1]]
-            self._table.put(slot, ids, len(ids))
-            request.deliver(
-                Completion(
-                    text=decode_text(self._tokenizer, request.continuation),
-                    tokens=request.continuation,
-                    logprobs=logprobs,
-                    raw_logprobs=logprobs,
-                    usage=Usage(calls=1, prompt=len(request.ids), cached=request.cached, scored=n),
-                )
-            )
+                slots[slot] = request
+            self._runner.cache.reserve(max(slots) + 1, 0)
+            self._reserve(longest + 1)
+            scored = score(self._runner, self._table, slots, reuse=self._prefix_reuse, tokenizer=self._tokenizer)
+            for slot, completion in scored.items():
+                slots[slot].deliver(completion)

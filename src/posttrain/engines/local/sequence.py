@@ -84,7 +84,6 @@ class ScoreRequest:
     continuation: tuple[int, ...]
     deliver: Callable[[Completion | BaseException], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
-    cached: int = 0
 
 
 class Trace:
