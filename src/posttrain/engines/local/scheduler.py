@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,14 +64,14 @@ class Scheduler:
                 self._worker.start()
             self._lock.notify_all()
 
-    def exclusive(self) -> threading.Condition:
-        """Return the lock that is held while nothing runs; raise ModelError if something does."""
-        if self._running or self._waiting or self._scores:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold up new requests while the weights are replaced; raise ModelError if something is running."""
+        with self._lock:
             count = len(self._running) + len(self._waiting) + len(self._scores)
-            raise ModelError(
-                f"the weights cannot be replaced while {count} samples are being generated; wait for them first"
-            )
-        return self._lock
+            if count:
+                raise ModelError(f"the weights cannot be replaced while {count} samples are being generated")
+            yield
 
     def forget(self) -> None:
         """Drop all cached prefixes."""
