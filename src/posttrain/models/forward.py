@@ -221,7 +221,7 @@ class Forward(nn.Module):
 
 
 class _Probe:
-    """A sequence of small token ids: `prefix` tokens that all have, then `own` tokens that differ by `kind` and are trained."""
+    """Small token ids: `prefix` tokens that all have, then `own` tokens that differ by `kind` and are trained."""
 
     def __init__(self, prefix: int, own: int, kind: int) -> None:
         self.ids = [*range(1, prefix + 1), *(20 * kind + i for i in range(own))]
