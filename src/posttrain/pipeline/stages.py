@@ -58,7 +58,7 @@ class Workshop:
         from ..tasks.registry import load_task
 
         recipe = self.recipe
-        return load_task(recipe.task, data=recipe.data, seed=recipe.seed, sizes=recipe.examples)
+        return load_task(recipe.task, data=recipe.data, seed=recipe.seed, sizes=recipe.examples or None)
 
     @cached_property
     def base_fingerprint(self) -> str:
