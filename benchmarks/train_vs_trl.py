@@ -7,7 +7,9 @@ Every measurement is a process of its own (so peak memory is its own), the two s
 warms up and does not count. TRL runs at its best setting, found by a small search over per-device batch and attention
 implementation (no gradient checkpointing, no autocast: the fastest there is for bfloat16 weights), and at its defaults
 beside it. Both optimise `--batch` rows a step on the loss of the completion only. DPO's time includes the reference's
-log-probabilities. The limit is forward and backward of the same tokens without any logits or optimiser.
+log-probabilities. With bfloat16 weights TRL keeps gradients and AdamW's moments in bfloat16 too; posttrain keeps them
+and a copy of the weights in float32, so TRL with float32 weights and autocast is shown as well. The limit is forward and
+backward of the same tokens without any logits or optimiser.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> d
         "save_strategy": "no", "use_cpu": True, "max_length": None, "disable_tqdm": True,
     }  # fmt: skip
     if not job["defaults"]:
-        common |= {"gradient_checkpointing": False, "bf16": False}
+        common |= {"gradient_checkpointing": False, "bf16": bool(job.get("autocast"))}
     spent = 0.0
     if job["mode"] == "sft":
         config: Any = SFTConfig(**common, completion_only_loss=True)
@@ -249,6 +251,7 @@ def compare(args: argparse.Namespace) -> None:
     extra = {}
     for name, change in (
         ("limit_without_logits", {"side": "limit"}),
+        ("trl_float32_weights_autocast", {**sides["trl_best"], "autocast": True, "steps": 2}),
         ("trl_defaults", {"side": "trl", "device_batch": 8, "attention": "sdpa", "defaults": True, "steps": 2}),
     ):
         if (name == "limit_without_logits" or (args.batch % 8 == 0 and not args.quick)) and (
@@ -310,7 +313,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["sft", "dpo"])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k_train.jsonl"), help="rows of GSM8K, JSONL")
+    parser.add_argument("--data", type=Path, required=True, help="GSM8K: JSONL with question and rationale")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
