@@ -19,6 +19,7 @@ from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded, encode_completion, encode_conversation
 from ..models.forward import Forward
+from ..models.sharing import share_opening
 from ..stats.flops import train_flops
 from ..training.opening import messages_of
 from ..training.optimiser import Schedule
@@ -116,7 +117,7 @@ class _Objective:
         return sum(item.encoded.trained for item in items)
 
     def __call__(self, module: Forward, items: Sequence[_Row], totals: int) -> tuple[Tensor, dict[str, float]]:
-        batch = module.batch([[item.encoded] for item in items])
+        batch = module.batch(share_opening([item.encoded for item in items], self.shape))
         weights_N = torch.full(batch.targets_N.shape, -1.0 / totals, dtype=torch.double)
         loss, _ = module(batch, weights_N)
         return loss, {"trained_tokens": len(batch.targets_N)}

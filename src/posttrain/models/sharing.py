@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ..core.types import ModelShape
 from .forward import Batch, TokenSequence, trained_positions
 
-__all__ = ["Layout", "pack", "packed_attention", "shared_prefix"]
+__all__ = ["Layout", "pack", "packed_attention", "share_opening", "shared_prefix"]
 
 IMPLEMENTATION = "posttrain_packed"
+ATTENTION_PRICE = 3.0  # seconds per operation of small attention products against large linear ones, on a processor
 LONG = 1024  # tokens of a group above which scores are not kept for the backward pass
 
 
@@ -83,6 +85,26 @@ def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
         if other[:length] != first[:length]:
             length = next(i for i in range(length) if other[i] != first[i])
     return length
+
+
+def share_opening(sequences: Sequence[TokenSequence], shape: ModelShape) -> list[list[TokenSequence]]:
+    """Cut unrelated sequences into groups that compute their common opening (system prompt, instruction) once.
+
+    A group of g sequences with p common tokens saves p (g - 1) tokens of matrix products, and its attention, dense over
+    the whole group, costs more the longer it is: the size with the fewest operations is taken, attention's counted
+    `ATTENTION_PRICE` times because they run slower than large products.
+    """
+    prefix = shared_prefix(sequences)
+    if not prefix:
+        return [[sequence] for sequence in sequences]
+    mean = sum(len(sequence.ids) for sequence in sequences) / len(sequences)
+
+    def price(size: int) -> float:
+        tokens = prefix + size * (mean - prefix)
+        return (2 * shape.matmul_params * tokens + ATTENTION_PRICE * 4 * shape.attention_width * tokens**2) / size
+
+    best = min((size for size in (1, 2, 4, 8, 16) if size <= len(sequences)), key=price)
+    return [list(sequences[at : at + best]) for at in range(0, len(sequences), best)]
 
 
 def pack(groups: Sequence[Sequence[TokenSequence]]) -> Batch:
