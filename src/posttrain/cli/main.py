@@ -244,6 +244,10 @@ def main() -> None:
     """Run the command line: one sentence and a non-zero exit for anything a user can mend."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:  # typer has turned Ctrl-C into this
+            print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
     except PosttrainError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -43,6 +43,8 @@ def show_result(result: Mapping[str, Any]) -> None:
     table.add_row(
         "accuracy", f"[bold]{result['accuracy']:.1%}[/]  (95% interval {low:.1%} to {high:.1%}, n = {result['n']})"
     )
+    if result["oracle"]:
+        table.add_row("", "[yellow]an oracle chose with the gold answers: pass@N, no method's accuracy[/]")
     table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
     table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
     for role, usage in result["usage"].items():

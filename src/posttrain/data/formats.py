@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..core.errors import DataError, did_you_mean
 from ..core.types import Message, Role
 
-__all__ = ["Conversation", "Demonstration", "Normal", "Preference", "normalise", "normalise_rows"]
+__all__ = ["Conversation", "Demonstration", "Normal", "Preference", "normalise", "normalise_rows", "training_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,22 @@ def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
             f"write it as prompt and completion. The row: {_show(row)}"
         )
     raise DataError(f"{where}: not a shape that is known: {_show(row)}\n{_SHAPES}")
+
+
+def training_rows(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Return rows of any known shape as trainers take them: messages, prompt and completion, or prompt and a pair."""
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        normal = normalise(row, f"{where}, row {number}")
+        if isinstance(normal, Conversation):
+            found.append({"messages": [message.to_dict() for message in normal.messages]})
+            continue
+        prompt = [message.to_dict() for message in normal.prompt]
+        if isinstance(normal, Demonstration):
+            found.append({"prompt": prompt, "completion": normal.completion})
+        else:
+            found.append({"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected})
+    return found
 
 
 def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[Kind]) -> list[Kind]:

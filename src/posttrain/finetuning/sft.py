@@ -39,6 +39,9 @@ class Sft:
     """
 
     version: ClassVar[str] = "1"
+    paper: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.4"
+    cost: ClassVar[str] = "3 forward passes per training token and epoch, once; nothing per query"
+    fails: ClassVar[str] = "demonstrations differ from what is asked later; other abilities are forgotten"
 
     lr: float = 2e-5
     epochs: int = 1

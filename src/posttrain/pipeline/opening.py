@@ -55,7 +55,7 @@ def _scripted(ref: str) -> Opened:
     def reply(question: str, sample: int, seed: int) -> str:
         return f"I think so.\nAnswer: {rng(seed, question, sample).randrange(options.replies)}"
 
-    return Opened(engine=ScriptedEngine(reply, latency=options.latency), name="scripted")
+    return Opened(engine=ScriptedEngine(reply, latency=options.latency, fingerprint=ref), name="scripted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

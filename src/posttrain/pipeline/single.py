@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..core.types import Checkpoint
+from ..ledger.store import load_ledger
 from .evaluate import Evaluation, evaluate
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
@@ -72,6 +73,7 @@ def evaluate_once(
     )
     summary = evaluate(evaluation, opened.engine, folder, title=f"{opened.name} on {loaded.name}")
     result = summary.to_dict() | {"model": opened.name, "task": loaded.name, "split": split, "seed": seed}
+    result["oracle"] = any(row.trace.get("oracle") for row in load_ledger(folder).rows)
     result |= {"prompt": prompt, "strategy": strategy, "ledger": str(folder / "ledger.jsonl")}
     return result
 
@@ -90,11 +92,12 @@ def _claim(folder: Path, key: str) -> None:
 
 def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> dict[str, Any]:
     """Train and return where the checkpoint is and what it cost; the same call again resumes."""
+    from ..data.formats import training_rows
     from ..data.sources import read_rows
     from ..models.load import resolve
 
     trainer = build_trainer(method)
-    rows = read_rows(data)
+    rows = training_rows(read_rows(data), data)
     path = resolve(model)
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))

@@ -137,9 +137,10 @@ class Workshop:
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
         if config.file is not None:
+            from ..data.formats import training_rows
             from ..data.sources import read_rows
 
-            rows: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
+            rows: Sequence[Mapping[str, Any]] = training_rows(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
             assert config.maker is not None

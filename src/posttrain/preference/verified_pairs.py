@@ -24,8 +24,10 @@ class VerifiedPairs:
     `per_question` different pairs are drawn per question, by the seed, wrong responses before any is used twice.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     kind: ClassVar[str] = "data"
+    cost: ClassVar[str] = "the sampling of the evaluation it reads"
+    fails: ClassVar[str] = "questions are answered all right or all wrong, so that few give pairs"
     summary: ClassVar[str] = "preference pairs from verified samples of an earlier evaluation"
 
     per_question: int = 2
