@@ -45,10 +45,9 @@ format: $(VENV)/.dev  ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.parity  ## Speed against transformers and TRL, side by side (about half an hour)
+bench: $(VENV)/.parity  ## Speed against transformers and TRL (half an hour; DATA=file.jsonl: a local copy of GSM8K)
 	$(BIN)/python benchmarks/generate_vs_transformers.py
-	$(BIN)/python benchmarks/train_vs_trl.py sft
-	$(BIN)/python benchmarks/train_vs_trl.py dpo
+	$(BIN)/python benchmarks/train_vs_trl.py $(if $(DATA),--data $(DATA))
 
 docs: $(VENV)/.dev  ## Build the documentation, strictly
 	$(BIN)/mkdocs build --strict --quiet

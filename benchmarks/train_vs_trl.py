@@ -1,6 +1,6 @@
 """Training throughput and memory against TRL on the same rows, model, weights' type and optimiser step.
 
-    python benchmarks/train_vs_trl.py sft --data gsm8k_train.jsonl
+    python benchmarks/train_vs_trl.py
     python benchmarks/train_vs_trl.py dpo --data gsm8k_train.jsonl --quick
 
 Every measurement is a process of its own (so peak memory is its own), the two sides alternate, the first optimiser step
@@ -299,6 +299,20 @@ def report(args: argparse.Namespace, unit: str, best: Any, searched: Any, rounds
     print(f"written: {path.relative_to(HERE.parent)}")
 
 
+def from_hub(folder: Path, parser: argparse.ArgumentParser) -> Path:
+    """Fetch GSM8K's training problems."""
+    from posttrain.core.errors import PosttrainError
+    from posttrain.data.sources import read_rows
+
+    try:
+        rows = read_rows("openai/gsm8k", split="train", limit=200)
+    except PosttrainError as error:
+        parser.error(f"{error}; give a local copy with --data FILE")
+    path = folder / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps({"question": r["question"], "rationale": r["answer"]}) + "\n" for r in rows))
+    return path
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -312,8 +326,8 @@ def main() -> None:
         print(json.dumps(measure(json.loads(sys.argv[2]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["sft", "dpo"])
-    parser.add_argument("--data", type=Path, required=True, help="GSM8K: JSONL with question and rationale")
+    parser.add_argument("mode", choices=["sft", "dpo", "both"], nargs="?", default="both")
+    parser.add_argument("--data", type=Path, help="GSM8K as JSONL with question and rationale [default: from the hub]")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -322,13 +336,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two TRL settings, one round")
     args = parser.parse_args()
-    if args.steps is None:
-        args.steps = 3 if args.mode == "sft" and not args.quick else 2
-    if args.steps < 2:
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2: the first one warms up")
-    if not args.data.is_file():
+    if args.data is not None and not args.data.is_file():
         parser.error(f"no such file: {args.data}")
-    compare(args)
+    with tempfile.TemporaryDirectory() as folder:
+        data = args.data or from_hub(Path(folder), parser)
+        for mode in ("sft", "dpo") if args.mode == "both" else (args.mode,):
+            steps = args.steps or (3 if mode == "sft" and not args.quick else 2)
+            compare(argparse.Namespace(**{**vars(args), "mode": mode, "steps": steps, "data": data}))
 
 
 if __name__ == "__main__":

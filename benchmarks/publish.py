@@ -1,0 +1,143 @@
+"""Copy measured results into the documentation: every number there comes from a file that a command wrote.
+
+    python benchmarks/publish.py runs/quickstart runs/inference-methods
+
+Fills the marked places of README.md and docs/ from the runs' reports and from benchmarks/results/*.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = {
+    "ladder": "Accuracy of every rung with its 95% interval",
+    "accuracy_by_cost": "Accuracy against cost per query",
+    "gains": "What each lever gained, with 95% intervals",
+}
+MEASURED = {  # method -> (run, rungs)
+    "zero_shot": ("quickstart", ["zero-shot"]),
+    "few_shot": ("quickstart", ["few-shot"]),
+    "few_shot_cot": ("quickstart", ["chain-of-thought"]),
+    "zero_shot_cot": ("inference-methods", ["zero-shot-cot"]),
+    "greedy": ("quickstart", ["zero-shot", "sft-greedy"]),
+    "sample": ("inference-methods", ["sample"]),
+    "self_consistency": ("quickstart", ["self-consistency", "sft-self-consistency"]),
+    "best_of_n": ("inference-methods", ["best-of-n", "best-of-n-weighted"]),
+    "sft": ("quickstart", ["sft-greedy"]),
+    "dpo": ("quickstart", ["dpo-greedy"]),
+    "worked_examples": ("quickstart", ["sft-greedy"]),
+    "verified_pairs": ("quickstart", ["dpo-greedy"]),
+}
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def told(report: dict[str, Any], name: str) -> str:
+    """One sentence of a rung: its accuracy, then the report's own verdict."""
+    rung = next(rung for rung in report["rungs"] if rung["name"] == name)
+    low, high = rung["ci95"]
+    said = f"**{rung['label']}**: {percent(rung['accuracy'])} [{percent(low)}, {percent(high)}], n = {rung['n']}."
+    return f"{said} {rung['verdict']}" if rung["verdict"] else said
+
+
+def between(text: str, marker: str, content: str) -> str:
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"no markers {begin} … {end}")
+    return text.partition(begin)[0] + f"{begin}\n{content.strip()}\n{end}" + text.partition(end)[2]
+
+
+def ladder(report: dict[str, Any]) -> str:
+    lines = [
+        "| rung | lever | accuracy | 95% interval | against its reference | p (Holm) | tokens/query | FLOPs/query | FLOPs once |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for rung in [*report["rungs"], *report["oracles"]]:
+        low, high = rung["ci95"]
+        difference = rung.get("difference") or {}
+        gain = f"{100 * difference['difference']:+.1f}" if difference else ""
+        p = f"{difference['p_holm']:.2g}" if difference.get("p_holm") is not None else ""
+        once = rung["fixed"]["flops"]
+        cells = [
+            rung["label"], rung["lever"], percent(rung["accuracy"]), f"{percent(low)} to {percent(high)}", gain, p,
+            f"{rung['per_query']['tokens']:.0f}", f"{rung['per_query']['flops']:.2g}", f"{once:.2g}" if once else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    lines = ["| benchmark | peer, at its best setting | ratio (least to greatest) | hardware |", "|---|---|---|---|"]
+    results = ROOT / "benchmarks" / "results"
+    path = results / "generate_vs_transformers.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        ratio = found["ratio_to_better_peer"]
+        hardware = found["hardware"]
+        lines.append(
+            f"| generating 64 samples of varied length, bf16 | the better of `generate` and `generate_batch` | "
+            f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) | {hardware['processor']}, {hardware['cores']} cores |"
+        )
+    for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text")):
+        path = results / f"train_vs_trl_{mode}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            summary, hardware = found["summary"], found["hardware"]
+            low, high = summary["speed_ratio_range"]
+            lines.append(
+                f"| {unit}, bf16; peak memory {summary['memory_ratio']:.2f}× | TRL {found['versions']['trl']} | "
+                f"{summary['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | {hardware['processor']}, {hardware['threads']} threads |"
+            )
+    return "\n".join(lines) + "\n\nThe files in `benchmarks/results/` name the settings, versions and commit."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the quickstart's")
+    folders = parser.parse_args().runs
+    reports = {}
+    for folder in folders:
+        recipe = re.search(r"^name: (\S+)", (folder / "resolved.yaml").read_text(), re.MULTILINE)
+        assert recipe is not None
+        reports[recipe[1]] = json.loads((folder / "report.json").read_text())
+        target = ROOT / "docs" / "results" / recipe[1]
+        target.mkdir(parents=True, exist_ok=True)
+        for figure in FIGURES:
+            shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
+        shutil.copy(folder / "report.json", target / "report.json")
+        page = ROOT / "docs" / "results" / f"{recipe[1]}.md"
+        body = (folder / "report.md").read_text()
+        body = re.sub(r"^# .*\n", "", body).replace("\n## ", "\n### ")
+        body = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", body)
+        text = between(page.read_text(), "report", body)
+        images = "\n\n".join(f"![{alt}]({recipe[1]}/{name}.png)" for name, alt in FIGURES.items())
+        page.write_text(re.sub(r"<!-- figures -->(\n+!\[.*\]\(.*\))*", f"<!-- figures -->\n\n{images}", text))
+    readme = ROOT / "README.md"
+    text = between(readme.read_text(), "benchmarks", speed())
+    if "quickstart" in reports:
+        text = between(text, "quickstart", ladder(reports["quickstart"]) + f"\n\n{reports['quickstart']['headline']}")
+    readme.write_text(text)
+    for method, (run, rungs) in MEASURED.items():
+        if run in reports:
+            path = ROOT / "docs" / "methods" / f"{method}.md"
+            said = " ".join(told(reports[run], rung) for rung in rungs)
+            path.write_text(
+                re.sub(
+                    rf"<!-- measured:{method} -->.*",
+                    lambda _, s=said, m=method: f"<!-- measured:{m} --> {s}",
+                    path.read_text(),
+                )
+            )
+    print("published:", ", ".join(reports))
+
+
+if __name__ == "__main__":
+    main()
