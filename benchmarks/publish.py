@@ -57,7 +57,7 @@ def between(text: str, marker: str, content: str) -> str:
 
 def ladder(report: dict[str, Any]) -> str:
     lines = [
-        "| rung | lever | accuracy | 95% interval | against its reference | p (Holm) | tokens/query | FLOPs/query | FLOPs once |",
+        "| rung | lever | accuracy | 95% interval | points gained | p (Holm) | tokens/query | FLOPs/query | FLOPs once |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for rung in [*report["rungs"], *report["oracles"]]:
@@ -84,7 +84,8 @@ def speed() -> str:
         hardware = found["hardware"]
         lines.append(
             f"| generating 64 samples of varied length, bf16 | the better of `generate` and `generate_batch` | "
-            f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) | {hardware['processor']}, {hardware['cores']} cores |"
+            f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
+            f"{hardware['processor']}, {hardware['cores']} cores |"
         )
     for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text")):
         path = results / f"train_vs_trl_{mode}.json"
@@ -94,7 +95,8 @@ def speed() -> str:
             low, high = summary["speed_ratio_range"]
             lines.append(
                 f"| {unit}, bf16; peak memory {summary['memory_ratio']:.2f}× | TRL {found['versions']['trl']} | "
-                f"{summary['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | {hardware['processor']}, {hardware['threads']} threads |"
+                f"{summary['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | "
+                f"{hardware['processor']}, {hardware['threads']} threads |"
             )
     return "\n".join(lines) + "\n\nThe files in `benchmarks/results/` name the settings, versions and commit."
 
