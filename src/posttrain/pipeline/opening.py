@@ -11,7 +11,7 @@ from ..core.specs import parse
 
 __all__ = ["SLOTS", "Opened", "open_engine"]
 
-SLOTS = 64  # sequences generated at once
+SLOTS = 128  # sequences generated at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

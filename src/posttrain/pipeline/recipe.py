@@ -87,7 +87,7 @@ class Recipe(Strict):
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
-    slots: int = Field(default=64, ge=1)
+    slots: int = Field(default=128, ge=1)
     examples: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
