@@ -88,8 +88,10 @@ def speed() -> str:
             f"{hardware['processor']}, {hardware['cores']} cores |"
         )
     for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text")):
-        path = results / f"train_vs_trl_{mode}.json"
+        whole, quick = results / f"train_vs_trl_{mode}.json", results / f"train_vs_trl_{mode}_quick.json"
+        path = whole if whole.is_file() else quick
         if path.is_file():
+            unit += "" if path == whole else " (quick: one round, small search)"
             found = json.loads(path.read_text())
             summary, hardware = found["summary"], found["hardware"]
             low, high = summary["speed_ratio_range"]
