@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,24 @@ def test_a_failing_watch_fails_its_own_call_only():
     assert isinstance(failed, ValueError)
     assert len(fine.tokens) > 0
     assert local.busy == 0
+
+
+def test_a_kept_stop_string_stays_in_text_and_tokens_and_the_continuation_joins():
+    local = engine()
+    (whole,) = run(local.generate(ask("q"), Sampling(temperature=1.0, max_tokens=60), seed=3))
+    at = next(i for i in range(20, 50) if whole.text[i : i + 2].isascii() and whole.text.find(whole.text[i : i + 2]) == i)
+    stop = whole.text[at : at + 2]
+    sampling = Sampling(temperature=1.0, max_tokens=60, stop=(stop,), keep_stop=True)
+    (kept,) = run(local.generate(ask("q"), sampling, seed=3))
+    assert kept.finish == "stop"
+    assert kept.stopped_by == stop
+    assert stop in kept.text
+    assert whole.text.startswith(kept.text)
+    assert whole.tokens[: len(kept.tokens)] == kept.tokens
+    (cut,) = run(local.generate(ask("q"), replace(sampling, keep_stop=False), seed=3))
+    assert (cut.text, cut.stopped_by) == (whole.text[:at], stop)
+    ids = render_prompt(tokenizer(), ask("q").messages, prefix=kept)
+    assert ids == render_prompt(tokenizer(), ask("q").messages) + list(whole.tokens[: len(kept.tokens)])
 
 
 @pytest.mark.parametrize("stop", [(), ("e", "zz")])

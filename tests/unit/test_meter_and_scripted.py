@@ -49,6 +49,17 @@ def test_words_join_to_the_text_and_limits_cut_them():
     assert (stopped.text, stopped.finish, stopped.tokens) == ("one  two", "stop", whole.tokens[:2])
 
 
+def test_a_stop_string_is_kept_when_asked_and_the_script_may_see_the_whole_prompt():
+    engine = ScriptedEngine({"q": "one two\nthree"})
+    (kept,) = run(engine.generate(ask("q"), Sampling(stop=("\n",), keep_stop=True), seed=0))
+    assert (kept.text, kept.finish, kept.stopped_by) == ("one two\n", "stop", "\n")
+    (whole,) = run(engine.generate(ask("q"), Sampling(), seed=0))
+    assert whole.stopped_by is None
+    seeing = ScriptedEngine({}, respond=lambda prompt, sample, seed: f"after {prompt.prefix.text!r} {sample} {seed}")
+    (said,) = run(seeing.generate(ask("q", prefix=kept), Sampling(), seed=4, samples=(2,)))
+    assert said.text == "after 'one two\\n' 2 4"
+
+
 def test_watch_stream_score_and_prefix():
     engine = ScriptedEngine({"q": "one two three"}, logprobs=lambda text, words: [-float(len(w)) for w in words])
     (watched,) = run(engine.generate(ask("q"), Sampling(), seed=0, watch=lambda e: e.logprob == -4.0))

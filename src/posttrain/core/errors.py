@@ -34,6 +34,10 @@ class CapabilityError(PosttrainError):
     """A method needs something this engine cannot do."""
 
 
+class BudgetSpentError(PosttrainError):
+    """A call does not fit what is left of the budget; a strategy that has something answers with it."""
+
+
 class TrainingError(PosttrainError):
     """Training cannot go on (for example a loss that is not finite)."""
 

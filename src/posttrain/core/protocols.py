@@ -136,7 +136,7 @@ class Judge(Protocol):
 
 
 class Budget(Protocol):
-    """Answers whether more may be spent on this example."""
+    """What may still be spent on this example, in the budget's own unit (tokens or FLOPs)."""
 
     def left(self) -> float: ...
 
@@ -153,10 +153,17 @@ class Tools:
     judge: Judge | None = None
     budget: Budget | None = None
 
+    def spent(self) -> bool:
+        """Return whether the budget is used up: a strategy then stops and answers with its best so far."""
+        return self.budget is not None and self.budget.left() <= 0
+
     async def sample(
         self, prompt: Prompt, sampling: Sampling, *, seed: int, samples: Sequence[int] = (0,), watch: Watch | None = None
     ) -> list[Candidate]:
-        """Generate and read the answers; a prompt with a `cue` gets its second, greedy stage per sample."""
+        """Generate and read the answers; a prompt with a `cue` gets its second, greedy stage per sample.
+
+        Under a budget fewer samples may come back than were asked for, the first ones; `BudgetSpentError` if none.
+        """
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
         texts = await asyncio.gather(*(self._finished(prompt, completion, sampling, seed) for completion in completions))
         return [

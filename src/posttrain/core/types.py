@@ -65,7 +65,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. `temperature=0` is greedy; `logprobs=k` also returns the k most likely tokens of each step."""
+    """How to sample. `temperature=0` is greedy; `logprobs=k` also returns the k most likely tokens of each step.
+
+    A stop string ends the text before it. With `keep_stop` the text and the tokens go on through the whole token that
+    completed the stop string, so that a continuation joins byte for byte (searches over reasoning steps).
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -73,6 +77,7 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     logprobs: int = 0
+    keep_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +159,7 @@ class Completion:
     `logprobs` are natural logs of each token under the distribution it was sampled from (temperature, top-k and
     top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
     `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
+    `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
     """
 
     text: str
@@ -163,6 +169,7 @@ class Completion:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     end_logprob: float | None = None
     finish: Finish = "stop"
+    stopped_by: str | None = None
     sample: int = 0
     usage: Usage = field(default_factory=Usage)
 

@@ -15,6 +15,7 @@ from ..core.types import Completion, Delta, Finish, ModelShape, Prompt, Sampling
 __all__ = ["ScriptedEngine"]
 
 Reply = Callable[[str, int, int], str] | Mapping[str, str | Sequence[str]]
+Respond = Callable[[Prompt, int, int], str]
 Logprobs = Callable[[str, Sequence[str]], Sequence[float]]
 
 
@@ -25,6 +26,8 @@ class ScriptedEngine:
         reply: `(last user text, sample, seed) -> text`, or a mapping from the last user text to a text or to the
             texts of samples 0, 1, … (repeated when more are asked).
         latency: seconds that every call waits.
+        respond: `(prompt, sample, seed) -> text`, instead of `reply`, for scripts that look at the whole conversation or
+            at the prefix to continue.
         logprobs: `(last user text, words) -> log-probability per word`; default -1 each.
         shape: sizes for the FLOPs formulas.
         can: capabilities to pretend to.
@@ -35,12 +38,14 @@ class ScriptedEngine:
         reply: Reply,
         latency: float = 0.0,
         *,
+        respond: Respond | None = None,
         logprobs: Logprobs | None = None,
         shape: ModelShape | None = None,
         can: frozenset[str] = frozenset({"logprobs", "score", "prefix", "watch", "stream"}),
         fingerprint: str = "scripted",
     ) -> None:
         self._reply = reply
+        self._respond = respond
         self._latency = latency
         self._logprobs = logprobs
         self.shape = shape
@@ -99,7 +104,8 @@ class ScriptedEngine:
         self, prompt: Prompt, sampling: Sampling, seed: int, sample: int, watch: Watch | None, *, first: bool
     ) -> Completion:
         asked = _asked(prompt)
-        words = _words(self._text(asked, sample, seed))
+        said = self._text(asked, sample, seed) if self._respond is None else self._respond(prompt, sample, seed)
+        words = _words(said)
         finish: Finish = "stop"
         generated = len(words) + 1  # with the end of turn
         if len(words) >= sampling.max_tokens:
@@ -113,9 +119,12 @@ class ScriptedEngine:
                 break
         text = "".join(words)
         cut = min((at for at in map(text.find, sampling.stop) if at >= 0), default=None)
+        stopped_by = None
         if cut is not None:
+            stopped_by = next(s for s in sampling.stop if text.startswith(s, cut))
+            until = cut + len(stopped_by) * sampling.keep_stop
             finish, generated = "stop", len(_words(text[:cut])) + 1
-            words, text = _words(text[:cut]), text[:cut]
+            words, text = _words(text[:until]), text[:until]
         ids, logprobs = _ids(words), self._logs(asked, words)
         tops = tuple(((token, logprob),) for token, logprob in zip(ids, logprobs, strict=True))
         return Completion(
@@ -125,6 +134,7 @@ class ScriptedEngine:
             raw_logprobs=logprobs,
             top_logprobs=tops if sampling.logprobs else None,
             finish=finish,
+            stopped_by=stopped_by,
             sample=sample,
             usage=replace(Usage(generated=generated), calls=int(first), prompt=self.count_tokens(prompt) if first else 0),
         )

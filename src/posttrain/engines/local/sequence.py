@@ -153,14 +153,16 @@ class Trace:
         return Usage(calls=1, prompt=prompt, cached=cached, generated=self.generated)
 
     def complete(self, finish: Finish) -> Completion:
-        """Return the completion; tokens that reach into a stop string are cut off with it."""
+        """Return the completion; tokens that reach into a stop string are cut off with it, unless it is to be kept."""
         sampling, kept = self.request.sampling, len(self.tokens)
         text = decode_text(self._tokenizer, self.tokens)
-        cut = cut_at_stop(text, sampling.stop)
+        cut, stopped_by = cut_at_stop(text, sampling.stop), None
         if cut is not None:
-            finish, text = "stop", text[:cut]
-            while kept and len(decode_text(self._tokenizer, self.tokens[:kept])) > cut:
-                kept -= 1
+            finish, stopped_by = "stop", next(s for s in sampling.stop if text.startswith(s, cut))
+            if not sampling.keep_stop:
+                text = text[:cut]
+                while kept and len(decode_text(self._tokenizer, self.tokens[:kept])) > cut:
+                    kept -= 1
         if self.request.on_text is not None and len(text) > self._emitted:
             self.request.on_text(text[self._emitted :])
         return Completion(
@@ -171,6 +173,7 @@ class Trace:
             top_logprobs=tuple(self.top[:kept]) if sampling.logprobs else None,
             end_logprob=self.end_logprob,
             finish=finish,
+            stopped_by=stopped_by,
             sample=self.sample,
             usage=self.usage,
         )
