@@ -112,7 +112,7 @@ def test_bf16_runs_in_bf16_and_stays_near_float32():
         return await e.score(ask("Say it."), text)
 
     a, b = asyncio.run(score(exact)), asyncio.run(score(half))
-    assert half._runner.cache.keys_SGDC[0].dtype == torch.bfloat16
+    assert half._runner.cache.keys_SGCD[0].dtype == torch.bfloat16
     assert b.raw_logprobs == pytest.approx(a.raw_logprobs, abs=0.2)
     assert b.raw_logprobs != a.raw_logprobs
 

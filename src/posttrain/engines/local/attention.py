@@ -6,18 +6,20 @@ D head size, C capacity (positions) of a slot.
 A prefill is packed: the new tokens of all its sequences follow each other in one row, [1, T], each with its own
 position, so that no layer works on padding; only here, in attention, are they told apart.
 
-Keys are kept transposed, [S, G, D, C]: the product of one query token with all keys then reads them in order, which
-is four to five times faster on CPU than multiplying with a transposed view.
+Keys and values are kept as they come, [S, G, C, D], so that a new token is written in one piece. oneDNN's products
+take only dense matrices and would copy a part of a slot element by element; `_part` copies it row by row.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -30,6 +32,7 @@ from .runs import Run
 __all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
 
 IMPLEMENTATION = "posttrain_slots"
+_GROUPED = range(128, 1025)  # new tokens of a sequence for which grouped products beat PyTorch's flash kernel on CPU
 _QUERIES = 256  # query tokens of a prefill that attend at a time: bounds the matrix of scores
 
 
@@ -76,39 +79,35 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.keys_SGDC: list[Tensor] = []
+        self.keys_SGCD: list[Tensor] = []
         self.values_SGCD: list[Tensor] = []
         self.rows = 0
         self.capacity = 0
 
     def __len__(self) -> int:
-        return len(self.keys_SGDC)
+        return len(self.keys_SGCD)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values per position, all layers; 0 before the first forward pass."""
-        keys = sum(k.shape[1] * k.shape[2] * k.element_size() for k in self.keys_SGDC)
-        return keys + sum(v.shape[1] * v.shape[3] * v.element_size() for v in self.values_SGCD)
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in [*self.keys_SGCD, *self.values_SGCD])
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for `rows` slots of `capacity` positions; what is there stays."""
         if rows <= self.rows and capacity <= self.capacity:
             return
         self.rows, self.capacity = max(rows, self.rows), max(capacity, self.capacity)
-        for layer, old in enumerate(self.keys_SGDC):
-            new = old.new_zeros(self.rows, old.shape[1], old.shape[2], self.capacity)
-            new[: old.shape[0], :, :, : old.shape[3]] = old
-            self.keys_SGDC[layer] = new
-        for layer, old in enumerate(self.values_SGCD):
-            new = old.new_zeros(self.rows, old.shape[1], self.capacity, old.shape[3])
-            new[: old.shape[0], :, : old.shape[2]] = old
-            self.values_SGCD[layer] = new
+        for kept in (self.keys_SGCD, self.values_SGCD):
+            for layer, old in enumerate(kept):
+                new = _zeros(old, self.rows, old.shape[1], self.capacity, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                kept[layer] = new
 
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of one slot to others."""
-        index = torch.tensor(targets, device=self.keys_SGDC[0].device)
-        for keys, values in zip(self.keys_SGDC, self.values_SGCD, strict=True):
-            keys[index, :, :, :length] = keys[source, :, :, :length]
+        index = torch.tensor(targets, device=self.keys_SGCD[0].device)
+        for keys, values in zip(self.keys_SGCD, self.values_SGCD, strict=True):
+            keys[index, :, :length] = keys[source, :, :length]
             values[index, :, :length] = values[source, :, :length]
 
     def update(
@@ -116,24 +115,24 @@ class SlotCache(Cache):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Write the new keys and values, [1, G, T, D] or [R, G, 1, D], into their slots; return what attention reads.
 
-        For a fresh prefill these are the new ones; for a decode its range of slots, [R, G, D, L] and [R, G, L, D];
-        otherwise all slots, [S, G, D, C] and [S, G, C, D].
+        For a fresh prefill these are the new ones; for a decode its range of slots, [R, G, L, D]; otherwise all slots,
+        [S, G, C, D].
         """
         step = _current()
-        if layer_idx == len(self.keys_SGDC):  # zeros, not garbage: masked positions still meet a multiplication by 0
+        if layer_idx == len(self.keys_SGCD):  # zeros, not garbage: masked positions still meet a multiplication by 0
             _, G, _, D = key_states.shape
-            self.keys_SGDC.append(key_states.new_zeros(self.rows, G, D, self.capacity))
-            self.values_SGCD.append(value_states.new_zeros(self.rows, G, self.capacity, value_states.shape[-1]))
-        keys, values = self.keys_SGDC[layer_idx], self.values_SGCD[layer_idx]
+            self.keys_SGCD.append(_zeros(key_states, self.rows, G, self.capacity, D))
+            self.values_SGCD.append(_zeros(value_states, self.rows, G, self.capacity, value_states.shape[-1]))
+        keys, values = self.keys_SGCD[layer_idx], self.values_SGCD[layer_idx]
         if step.decode:
             low, high = step.slots[0], step.slots[-1] + 1
             index, positions = torch.arange(low, high, device=keys.device), step.positions[:, 0]
-            keys[index, :, :, positions] = key_states[:, :, 0]
+            keys[index, :, positions] = key_states[:, :, 0]
             values[index, :, positions] = value_states[:, :, 0]
-            return keys[low:high, :, :, : step.reach], values[low:high, :, : step.reach]
+            return keys[low:high, :, : step.reach], values[low:high, :, : step.reach]
         at = 0
         for slot, start, length in zip(step.slots, step.starts, step.lengths, strict=True):
-            keys[slot, :, :, start : start + length] = key_states[0, :, at : at + length].transpose(1, 2)
+            keys[slot, :, start : start + length] = key_states[0, :, at : at + length]
             values[slot, :, start : start + length] = value_states[0, :, at : at + length]
             at += length
         return (key_states, value_states) if step.fresh else (keys, values)
@@ -145,6 +144,13 @@ class SlotCache(Cache):  # type: ignore[misc]
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the number of positions this step reads, and the offset of the first."""
         return _current().reach, 0
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Return zeros of the type and on the device of `like`; on CPU the system gives pages only when they are written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)).view(like.dtype).view(shape)
 
 
 def _slot_mask(
@@ -182,6 +188,11 @@ def _attend(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tenso
     return torch.softmax(scores, dim=-1, dtype=torch.float32)
 
 
+def _part(kept: Tensor) -> Tensor:
+    """Return a part of the slots in the form that a product reads fastest: dense in bfloat16 on CPU, as it is elsewhere."""
+    return kept.contiguous() if kept.dtype == torch.bfloat16 and kept.device.type == "cpu" else kept
+
+
 def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
     """Attention of one run of rows, one query token each: [r, G, H/G, D] over its shared and its own positions.
 
@@ -191,14 +202,14 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     low, high, P, reach = run
     query = query[low:high]
     r, G, group, D = query.shape
-    scores = torch.matmul(query, key[low:high, :, :, P:reach])
+    scores = torch.matmul(query, _part(key[low:high, :, P:reach]).transpose(2, 3))
     if P:
-        stem = torch.matmul(query.transpose(0, 1).reshape(G, r * group, D), key[low, :, :, :P])
+        stem = torch.matmul(query.transpose(0, 1).reshape(G, r * group, D), _part(key[low, :, :P]).transpose(1, 2))
         scores = torch.cat([stem.view(G, r, group, P).transpose(0, 1), scores], dim=-1)
     weights = _attend(scores, None if mask is None else mask[low:high, :, :, :reach], softcap).to(value.dtype)
-    out = torch.matmul(weights[..., P:], value[low:high, :, P:reach])
+    out = torch.matmul(weights[..., P:], _part(value[low:high, :, P:reach]))
     if P:
-        stem = torch.matmul(weights[..., :P].transpose(0, 1).reshape(G, r * group, P), value[low, :, :P])
+        stem = torch.matmul(weights[..., :P].transpose(0, 1).reshape(G, r * group, P), _part(value[low, :, :P]))
         out = out + stem.view(G, r, group, -1).transpose(0, 1)
     return out
 
@@ -206,7 +217,7 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 def _attend_piece(
     query: Tensor, key: Tensor, value: Tensor, start: int, mask: Tensor, softcap: float | None
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Attention of one sequence's new tokens [G, H/G, T, D] over its keys [G, D, L] and values [G, L, D].
+    """Attention of one sequence's new tokens [G, H/G, T, D] over its keys and values [G, L, D].
 
     Some query tokens at a time, to bound the matrix of scores: yields (from, until, [G, H/G, until - from, D]).
     """
@@ -214,9 +225,9 @@ def _attend_piece(
     for at in range(0, T, _QUERIES):
         until = min(at + _QUERIES, T)
         reach = start + until
-        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), key[:, :, :reach])
+        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), _part(key[:, :reach]).transpose(1, 2))
         weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap).to(value.dtype)
-        out = torch.matmul(weights.view(G, -1, reach), value[:, :reach])
+        out = torch.matmul(weights.view(G, -1, reach), _part(value[:, :reach]))
         yield at, until, out.view(G, group, until - at, -1)
 
 
@@ -227,18 +238,17 @@ def _attend_packed(
     _, H, T, D = query.shape
     G = key.shape[1]
     out = query.new_empty(1, H, T, value.shape[-1])
-    if step.fresh:  # transposed keys of one common row: the sequences are its pieces
-        key = key.transpose(2, 3)
     at = 0
     for slot, start, length in zip(step.slots, step.starts, step.lengths, strict=True):
         piece = slice(at, at + length)
         at += length
-        own_key = key[0, :, :, piece] if step.fresh else key[slot]
+        own_key = key[0, :, piece] if step.fresh else key[slot]
         own_value = value[0, :, piece] if step.fresh else value[slot]
-        if mask is None and softcap is None:
+        grouped_is_faster = query.device.type == "cpu" and query.dtype == torch.bfloat16 and length in _GROUPED
+        if mask is None and softcap is None and not grouped_is_faster:
             out[:, :, piece] = scaled_dot_product_attention(
                 query[:, :, piece],
-                own_key.transpose(1, 2).repeat_interleave(H // G, dim=0)[None],
+                own_key.repeat_interleave(H // G, dim=0)[None],
                 own_value.repeat_interleave(H // G, dim=0)[None],
                 scale=scaling,
                 is_causal=True,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.errors import ModelError
 from .attention import IMPLEMENTATION, SlotCache, Step, running
+from .packing import PackedLinears
 from .runs import Run
 
 __all__ = ["Runner"]
@@ -30,6 +31,7 @@ class Runner:
         self._configs = list({id(c): c for c in configs}.values())
         self.device = next(self.model.parameters()).device
         self.cache = SlotCache()
+        self.packed = PackedLinears(self.model)
         self._verified = False
 
     @property
@@ -75,7 +77,7 @@ class Runner:
                 module.training = True
 
     def _forward(self, step: Step, ids: Tensor, *, logits: bool) -> Tensor | None:
-        with self._inferring(), running(step):
+        with self._inferring(), self.packed.lent(), running(step):
             call = self.model if logits else self.decoder
             out = call(input_ids=ids, position_ids=step.positions, past_key_values=self.cache, use_cache=True)
             return out.logits if logits else None

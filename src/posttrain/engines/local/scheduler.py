@@ -22,6 +22,7 @@ from .sampler import choose, uniforms
 from .scoring import score
 from .sequence import Request, ScoreRequest, Trace
 from .slots import SlotTable
+from .threads import release_helpers
 
 __all__ = ["Scheduler"]
 
@@ -60,6 +61,7 @@ class Scheduler:
                 self._waiting.extend(request.traces)
             self._arrived = time.monotonic()
             if self._worker is None:
+                release_helpers()  # of the caller, who will wait now
                 self._worker = threading.Thread(target=self._work, name="posttrain-engine")
                 self._worker.start()
             self._lock.notify_all()
@@ -74,8 +76,9 @@ class Scheduler:
             yield
 
     def forget(self) -> None:
-        """Drop all cached prefixes."""
+        """Drop all that was computed from the weights: cached prefixes, packed layers."""
         self._table.clear()
+        self._runner.packed.forget()
 
     @property
     def busy(self) -> int:
@@ -167,7 +170,8 @@ class Scheduler:
             free.remove(slot)
             trace.slot = slot
             self._running[slot] = trace
-        self._reserve(max(len(t.request.ids) for t in batch) + 1)
+        # All they may need: growing later would copy everything, and room that is not used takes no memory on CPU.
+        self._reserve(max(len(t.request.ids) + t.request.sampling.max_tokens for t in batch) + 1)
         found = prefill(self._runner, self._table, {t.slot: t.request.ids for t in batch}, reuse=self._prefix_reuse)
         for trace in batch:
             if trace.request.cached is None:
