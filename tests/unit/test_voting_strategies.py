@@ -61,7 +61,8 @@ def test_equivalent_answers_vote_together() -> None:
     )
     assert found.answer == "1,000"
     assert found.text == "Answer: 1,000"  # the winner's first sample
-    assert found.trace == {"votes": {"7": 2, "1000": 3}, "unparsed": 0, "tied": False}
+    entropy = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
+    assert found.trace == {"votes": {"7": 2, "1000": 3}, "unparsed": 0, "entropy": round(entropy, 6), "tied": False}
     assert [candidate.answer for candidate in found.candidates] == ["7", "1,000", "7", "1000.00", "1000.0"]
 
 
@@ -71,7 +72,7 @@ def test_unparsed_samples_never_win() -> None:
     assert found.trace["unparsed"] == 4
     nothing = answer("self_consistency:n=3", tools(["dunno", "hm", "dunno"]))
     assert (nothing.answer, nothing.text) == (None, "dunno")
-    assert nothing.trace == {"votes": {}, "unparsed": 3, "tied": False}
+    assert nothing.trace == {"votes": {}, "unparsed": 3, "entropy": 0.0, "tied": False}
     assert len(nothing.candidates) == 3
 
 

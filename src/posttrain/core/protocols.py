@@ -172,11 +172,10 @@ class Tools:
         ]
 
     async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
-        if prompt.cue is None:
+        if prompt.cue is None or completion.finish == "watch":  # a trace that was ended early has no answer to ask for
             return completion.text
         reasoning = completion.text.rstrip()
-        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
-        opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
+        opened = replace(prompt, prefix=f"{prompt.opened}{reasoning}\n{prompt.cue}", cue=None)
         second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
         (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
         return f"{reasoning}\n{prompt.cue}{tail.text}"

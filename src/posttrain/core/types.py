@@ -178,13 +178,28 @@ class Completion:
 class Prompt:
     """A conversation to answer. `prefix` opens the assistant's turn; a `Completion` is continued by its token ids.
 
+    A tuple holds several pieces in order, as in `("Let's think.", completion, "Wait")`: texts behind a completion are
+    tokenised on their own, so that no seam is ever tokenised again.
+
     `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
     text and the answer is read from what follows.
     """
 
     messages: tuple[Message, ...]
-    prefix: Completion | str | None = None
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None
     cue: str | None = None
+
+    @property
+    def pieces(self) -> tuple[Completion | str, ...]:
+        """The prefix as pieces in order; none when the assistant's turn is not opened."""
+        if self.prefix is None:
+            return ()
+        return self.prefix if isinstance(self.prefix, tuple) else (self.prefix,)
+
+    @property
+    def opened(self) -> str:
+        """The text that opens the assistant's turn."""
+        return "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,14 +28,23 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
     return str(text)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], *, prefix: Completion | str | None = None) -> list[int]:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None,
+) -> list[int]:
     """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
 
-    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix is tokenised
-    together with the prompt's text, as it would be had the model been trained on it.
+    A `Completion` is continued by its own ids, never re-tokenised across the seam; a text that opens the turn is
+    tokenised together with the prompt's text, as it would be had the model been trained on it, and a text behind a
+    completion on its own.
     """
+    pieces = [] if prefix is None else list(prefix) if isinstance(prefix, tuple) else [prefix]
     text = render_text(tokenizer, messages, generation_prompt=True)
-    if isinstance(prefix, str):
-        text += prefix
+    heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+    text += "".join(str(head) for head in heads)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids + list(prefix.tokens) if isinstance(prefix, Completion) else ids
+    for piece in pieces[len(heads) :]:
+        ids += piece.tokens if isinstance(piece, Completion) else tokenizer(piece, add_special_tokens=False)["input_ids"]
+    return ids

@@ -93,8 +93,7 @@ class ScriptedEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the words of the conversation and of the opened answer."""
-        prefix = prompt.prefix.text if isinstance(prompt.prefix, Completion) else prompt.prefix or ""
-        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prefix))
+        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.opened))
 
     def _need(self, capability: str, wanted: bool) -> None:
         if wanted and capability not in self.can:
