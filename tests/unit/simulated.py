@@ -75,7 +75,7 @@ def answers(spec: str, given: Tools, trials: int) -> list[Answer]:
 
 
 class Noisy:
-    """A yes-or-no verifier: accepts right answers with probability `hit`, wrong ones with `slip`; pure in the text and seed."""
+    """A yes-or-no verifier: accepts right answers with probability `hit`, wrong ones with `slip`; pure in (text, seed)."""
 
     oracle: ClassVar[bool] = False
 

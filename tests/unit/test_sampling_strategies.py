@@ -182,8 +182,8 @@ def test_steps_that_are_not_there() -> None:
 
 
 def best_of_n_accuracy(n: int, p: float, hit: float, slip: float) -> float:
-    """A binary verifier, ties to the first: if any sample is accepted, an accepted one is right with pt/q, else a rejected one
-    with p(1 − t)/(1 − q), where q = pt + (1 − p)f is the chance of being accepted."""
+    """A binary verifier, ties to the first: an accepted sample is right with pt/q, and if none is, a rejected one with
+    p(1 − t)/(1 − q), where q = pt + (1 − p)f is the chance of being accepted."""
     q = p * hit + (1 - p) * slip
     none = (1 - q) ** n
     return (1 - none) * p * hit / q + none * p * (1 - hit) / (1 - q)

@@ -82,7 +82,7 @@ class ConfidenceSampling:
         pool.bar = confidence_bar(known, self.keep) if known else 0.0
 
         watched = "watch" in tools.engine.can
-        while self.mode == "online" and pool.asked < self.n and pool.agreed() < self.consensus:
+        while self.mode == "online" and pool.asked < self.n and not pool.agreed(self.consensus):
             wanted = range(pool.asked, min(pool.asked + self.wave, self.n))
             watch = self._watch(pool.bar) if watched else None
             drawn = await draw(tools, prompt, sampling, seed=seed, samples=wanted, have=pool.finished, watch=watch)
@@ -171,11 +171,11 @@ class _Pool:
         """The weight of each finished trace's vote."""
         return [c if c is not None and ok else 0.0 for c, ok in zip(self.confidences, self.voters, strict=True)]
 
-    def agreed(self) -> float:
-        """Return the share of the weight that the leading answer holds; 0 without votes."""
+    def agreed(self, consensus: float) -> bool:
+        """Return whether the leading answer holds this share of the weight; one vote alone is no consensus."""
         sums = tally(self.keys, self.weights)
-        total = sum(sums.values())
-        return max(sums.values()) / total if total > 0 else 0.0
+        voting = sum(ok and key is not None for ok, key in zip(self.voters, self.keys, strict=True))
+        return consensus < 1 and voting > 1 and max(sums.values()) >= consensus * sum(sums.values())
 
     def chosen(self) -> Candidate:
         """Return the most confident trace of the winning answer; the first one when nothing was readable."""
