@@ -14,7 +14,8 @@ from simulated import Given, answer, as_verifiers, drawn, purse, tools
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import rng
 from posttrain.core.specs import build
-from posttrain.stats.allocation import Pool, Table, allocate, assess, difficulty_of, fit, parse_table, uniform
+from posttrain.stats.allocation import Pool, allocate, assess, difficulty_of, fit, uniform
+from posttrain.stats.allocation_table import Table, parse_table
 from posttrain.stats.vote import expected_majority
 
 EASY, HARD = {"1": 0.97, "2": 0.03}, {"1": 0.46, "2": 0.3, "3": 0.24}

@@ -273,7 +273,7 @@ def test_thinking_is_cut_at_the_limit_and_the_answer_asked_for() -> None:
     assert (found.answer, found.trace["ended"], found.trace["thinking_tokens"]) == ("12", "limit", 4)
     assert [s.max_tokens for s in engine.samplings] == [4, 5]
     no_mark = Thinker(["one two three four five six", "12"])
-    assert answer("budget_forcing:max_tokens=4,end=''", tools(no_mark)).text == "one two three four\nFinal Answer:12"
+    assert answer("budget_forcing:max_tokens=4,end=null", tools(no_mark)).text == "one two three four\nFinal Answer:12"
 
 
 def test_min_tokens_says_when_an_end_may_stand() -> None:
@@ -288,16 +288,16 @@ def test_min_tokens_says_when_an_end_may_stand() -> None:
 
 def test_a_turn_that_ends_of_itself_with_an_answer_is_the_reply() -> None:
     engine = Thinker(["Answer: 6"])
-    found = answer("budget_forcing:waits=0,end=''", tools(engine))
+    found = answer("budget_forcing:waits=0,end=null", tools(engine))
     assert (found.text, found.trace["asked"], found.trace["ended"]) == ("Answer: 6", False, "turn")
     asked = Thinker(["I do not know", " 6"])
-    assert answer("budget_forcing:waits=0,end=''", tools(asked)).text == "I do not know\nFinal Answer: 6"
+    assert answer("budget_forcing:waits=0,end=null", tools(asked)).text == "I do not know\nFinal Answer: 6"
 
 
 def test_the_prompt_s_own_opening_and_cue_are_kept() -> None:
     engine = Thinker([" it is three", " 3."])
     prompt = Prompt(messages=PROMPT.messages, prefix="Let's think.", cue="Therefore, the answer is")
-    found = answer("budget_forcing:waits=0,end=''", tools(engine), prompt=prompt)
+    found = answer("budget_forcing:waits=0,end=null", tools(engine), prompt=prompt)
     assert engine.prompts[1].opened == "Let's think. it is three\nTherefore, the answer is"
     assert (found.answer, found.text) == ("3", " it is three\nTherefore, the answer is 3.")
 

@@ -165,20 +165,24 @@ class Tools:
         Under a budget fewer samples may come back than were asked for, the first ones; `BudgetSpentError` if none.
         """
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
-        texts = await asyncio.gather(*(self._finished(prompt, completion, sampling, seed) for completion in completions))
+        texts = [completion.text for completion in completions]
+        if prompt.cue is not None:
+            texts = await asyncio.gather(
+                *(self._finished(prompt, prompt.cue, completion, sampling, seed) for completion in completions)
+            )
         return [
             Candidate(text=text, answer=self.extract(text), completion=completion)
             for text, completion in zip(texts, completions, strict=True)
         ]
 
-    async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
-        if prompt.cue is None or completion.finish == "watch":  # a trace that was ended early has no answer to ask for
+    async def _finished(self, prompt: Prompt, cue: str, completion: Completion, sampling: Sampling, seed: int) -> str:
+        if completion.finish == "watch":  # a trace that was ended early has no answer to ask for
             return completion.text
         reasoning = completion.text.rstrip()
-        opened = replace(prompt, prefix=f"{prompt.opened}{reasoning}\n{prompt.cue}", cue=None)
+        opened = replace(prompt, prefix=f"{prompt.opened}{reasoning}\n{cue}", cue=None)
         second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
         (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-        return f"{reasoning}\n{prompt.cue}{tail.text}"
+        return f"{reasoning}\n{cue}{tail.text}"
 
 
 class Strategy(Protocol):

@@ -15,7 +15,7 @@ from ._vote import mean_logprob
 __all__ = ["Aggregate", "Scorer", "Transform", "best_index"]
 
 Aggregate = Literal["value", "last", "min", "product", "mean"]
-Transform = Literal["none", "sigmoid"]
+Transform = Literal["raw", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Scorer:
     method: str
     spec: str
     aggregate: Aggregate = "value"
-    transform: Transform = "none"
+    transform: Transform = "raw"
 
     @property
     def verifiers(self) -> tuple[str, ...]:

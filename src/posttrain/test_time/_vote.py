@@ -36,7 +36,11 @@ async def draw(
 
 def keys_of(candidates: Sequence[Candidate], key: Callable[[str], str]) -> list[str | None]:
     """Return each sample's equivalence key; None where no answer could be read: it does not vote."""
-    return [None if candidate.answer is None else key(candidate.answer) for candidate in candidates]
+    known: dict[str | None, str | None] = {None: None}  # samples often agree, and a key may be dear
+    for candidate in candidates:
+        if candidate.answer is not None and candidate.answer not in known:
+            known[candidate.answer] = key(candidate.answer)
+    return [known[candidate.answer] for candidate in candidates]
 
 
 def votes_trace(keys: Sequence[str | None]) -> dict[str, object]:

@@ -51,7 +51,7 @@ class BestOfN:
     verifier: str = "likelihood"
     weighted: bool = False
     aggregate: Aggregate = "value"
-    transform: Transform = "none"
+    transform: Transform = "raw"
     temperature: Annotated[float, Field(gt=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 

@@ -25,15 +25,15 @@ class BudgetForcing:
 
     Everything is continued by token ids: no text is tokenised twice across a seam. Thinking ends with the text `end`, or
     with the turn; a turn that ends of itself with a readable answer, and is not told to wait, is the reply. Models without
-    marked thinking take `end=""`: the reply itself is then what is lengthened or cut.
+    marked thinking take `end=null`: the reply itself is then what is lengthened or cut.
 
     Args:
         max_tokens: the most tokens of thinking; then it is cut.
         min_tokens: an end of thinking before as many tokens is suppressed; none: each of the first `waits` ends is.
         waits: the most ends that are suppressed.
         wait: what is appended in place of a suppressed end.
-        end: the text that ends thinking.
-        final: what asks for the answer after a cut (the prompt's own cue, if it has one, takes its place).
+        end: the text that ends thinking; null: none does.
+        final: what asks for the answer after a cut, on a line of its own (the prompt's cue, if it has one, takes its place).
         answer_tokens: the most tokens of the answer.
         temperature: 0 is greedy.
 
@@ -51,8 +51,8 @@ class BudgetForcing:
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     waits: Annotated[int, Field(ge=0)] = 1
     wait: str = "Wait"
-    end: str = "</think>"
-    final: str = "\nFinal Answer:"
+    end: str | None = "</think>"
+    final: str = "Final Answer:"
     answer_tokens: Annotated[int, Field(ge=1)] = 64
     temperature: Annotated[float, Field(ge=0)] = 0.0
 
@@ -81,7 +81,7 @@ class BudgetForcing:
                 break
             written.append(piece)
             used += max(len(piece.tokens), 1)  # an end at once is a token too
-            ended = "limit" if piece.finish == "length" else "mark" if piece.stopped_by == self.end else "turn"
+            ended = "limit" if piece.finish == "length" else "mark" if self.end and piece.stopped_by == self.end else "turn"
             if ended == "limit" or waited == self.waits or used >= self.max_tokens:
                 break
             if self.min_tokens is not None and used >= self.min_tokens:
@@ -92,8 +92,8 @@ class BudgetForcing:
         thoughts = _text(written)
         complete = ended == "turn" and prompt.cue is None and tools.extract(thoughts) is not None
         if ended != "budget" and not complete:  # answer
-            mark = "" if ended == "turn" else self.end
-            cue = self.final if prompt.cue is None else f"\n{prompt.cue}"
+            mark = "" if ended == "turn" else self.end or ""
+            cue = f"\n{self.final if prompt.cue is None else prompt.cue}"
             written.append(mark if ended == "mark" and prompt.cue is None else mark + cue)
             answering = replace(sampling, max_tokens=self.answer_tokens)
             piece = await self._go_on(prompt, written, answering, tools, derive(seed, "answer"))

@@ -12,7 +12,8 @@ from pydantic import Field
 from ..core.errors import ConfigError
 from ..core.protocols import Tools
 from ..core.types import Answer, Candidate, Example, Prompt
-from ..stats.allocation import Table, difficulty_of, parse_table
+from ..stats.allocation import difficulty_of
+from ..stats.allocation_table import Table, parse_table
 from ..stats.vote import majority, weighted
 from ._scoring import Scorer, best_index
 from ._vote import draw, keys_of, tie_scores, votes_trace

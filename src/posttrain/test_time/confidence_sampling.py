@@ -162,9 +162,10 @@ class _Pool:
     def voters(self) -> list[bool]:
         """Which finished traces vote: the confident ones, or all when none of these has an answer."""
         confident = [c is not None and c >= self.bar for c in self.confidences]
-        if any(ok and key is not None for ok, key in zip(confident, self.keys, strict=True)):
-            return confident
-        return [c is not None for c in self.confidences]
+        return confident if self._readable(confident) else [c is not None for c in self.confidences]
+
+    def _readable(self, votes: Sequence[bool]) -> int:
+        return sum(ok and key is not None for ok, key in zip(votes, self.keys, strict=True))
 
     @property
     def weights(self) -> list[float]:
@@ -172,10 +173,11 @@ class _Pool:
         return [c if c is not None and ok else 0.0 for c, ok in zip(self.confidences, self.voters, strict=True)]
 
     def agreed(self, consensus: float) -> bool:
-        """Return whether the leading answer holds this share of the weight; one vote alone is no consensus."""
+        """Return whether the leading answer holds this share of the weight of at least two confident votes."""
+        confident = [c is not None and c >= self.bar for c in self.confidences]
         sums = tally(self.keys, self.weights)
-        voting = sum(ok and key is not None for ok, key in zip(self.voters, self.keys, strict=True))
-        return consensus < 1 and voting > 1 and max(sums.values()) >= consensus * sum(sums.values())
+        enough = consensus < 1 and self._readable(confident) > 1
+        return enough and max(sums.values()) >= consensus * sum(sums.values())
 
     def chosen(self) -> Candidate:
         """Return the most confident trace of the winning answer; the first one when nothing was readable."""

@@ -61,7 +61,7 @@ class SelfConsistency:
     vote: Literal["majority", "likelihood", "verifier"] = "majority"
     verifier: str | None = None
     aggregate: Aggregate = "value"
-    transform: Transform = "none"
+    transform: Transform = "raw"
     diversity: Diversity = "sampling"
     variants: Annotated[int, Field(ge=2)] = 4
     wordings: tuple[str, ...] = ()

@@ -48,8 +48,8 @@ class SelfRefine:
         rounds: the most revisions.
         verifier: the spec of the verifier that accepts; none: the critic's verdict does.
         threshold: the score from which a verifier accepts.
-        critique: what the critic is asked (without a verifier, it must ask for the verdict line).
-        revise: what the writer is told; `{critique}` stands for the critique.
+        critique: what the critic is asked, if not `CRITIQUE` (without a verifier, it must ask for the verdict line).
+        revise: what the writer is told, if not `REVISE`; `{critique}` stands for the critique.
         temperature: of answers and critiques.
 
     Source: Madaan et al. 2023, "Self-Refine: Iterative Refinement with Self-Feedback" (arXiv 2303.17651), section 2,
@@ -64,8 +64,8 @@ class SelfRefine:
     rounds: Annotated[int, Field(ge=0)] = 3
     verifier: str | None = None
     threshold: float = 1.0
-    critique: str = CRITIQUE
-    revise: str = REVISE
+    critique: str | None = None
+    revise: str | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.0
 
     @property
@@ -100,7 +100,7 @@ class SelfRefine:
             if scorer is None and whole and verdict(critique):
                 accepted = True
                 break
-            request = _after(prompt, latest, self.revise.replace("{critique}", critique.strip()))
+            request = _after(prompt, latest, (self.revise or REVISE).replace("{critique}", critique.strip()))
             revision = derive(seed, "revision", len(critiques))
             drawn = await draw(tools, request, sampling, seed=revision, have=attempts)
             if not drawn:
@@ -135,7 +135,7 @@ class SelfRefine:
     async def _criticise(self, prompt: Prompt, latest: Candidate, tools: Tools, seed: int) -> str | None:
         if tools.spent():
             return None
-        request = replace(_after(prompt, latest, self.critique), prefix=None, cue=None)
+        request = replace(_after(prompt, latest, self.critique or CRITIQUE), prefix=None, cue=None)
         sampling = replace(tools.sampling, temperature=self.temperature)
         try:
             (critique,) = await tools.engine.generate(request, sampling, seed=seed)

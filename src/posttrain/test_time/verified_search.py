@@ -37,7 +37,7 @@ class VerifiedSearch:
         threshold: the score from which it accepts.
         aggregate: which number of a verifier that scores steps: its value, or last, min, product, mean of the steps.
         feedback: tell the model which answers were rejected.
-        rejected: the words of the feedback; `{answers}` stands for them.
+        rejected: the words of the feedback, if not `REJECTED`; `{answers}` stands for the answers.
         wave: samples asked for at a time; more are quicker and may be drawn in vain.
         temperature: above 0, else all samples are the same.
         top_p: the nucleus; 1 keeps all tokens.
@@ -57,7 +57,7 @@ class VerifiedSearch:
     threshold: float = 1.0
     aggregate: Aggregate = "value"
     feedback: bool = True
-    rejected: str = REJECTED
+    rejected: str | None = None
     wave: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[float, Field(gt=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -119,5 +119,5 @@ class VerifiedSearch:
         if not answers:
             return prompt
         *earlier, last = prompt.messages
-        told = self.rejected.replace("{answers}", ", ".join(answers.values()))
+        told = (self.rejected or REJECTED).replace("{answers}", ", ".join(answers.values()))
         return replace(prompt, messages=(*earlier, replace(last, content=f"{last.content}\n\n{told}")))
