@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from ..core.errors import ConfigError, DataError
 from .allocation_table import Difficulty, Row, Rule, Table
 from .vote import answer_entropy
 
-__all__ = ["Pool", "allocate", "assess", "difficulty_of", "fit", "uniform"]
+__all__ = ["Pool", "allocate", "assess", "difficulty_of", "fit", "pool_of", "uniform"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,6 +34,32 @@ class Pool:
     prompt: float = 0.0
     values: tuple[float, ...] | None = None
     scoring: float = 0.0
+
+
+class Sampled(Protocol):
+    """What is read of a ledger's row."""
+
+    @property
+    def candidates(self) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def cost(self) -> Mapping[str, Mapping[str, float]]: ...
+
+
+def pool_of(row: Sampled, key: Callable[[str], str], values: Sequence[float] | None = None, scoring: float = 0.0) -> Pool:
+    """Return the pool of a row of an evaluation with `sample:n=…`, answers grouped by the task's `key`.
+
+    A row knows the generated tokens of all its samples together, so each counts as their mean.
+    """
+    answers = [candidate["answer"] for candidate in row.candidates]
+    paid = row.cost["policy"]
+    return Pool(
+        keys=tuple(None if answer is None else key(answer) for answer in answers),
+        grades=tuple(float(candidate["score"]) for candidate in row.candidates),
+        tokens=(paid["generated"] / len(answers),) * len(answers),
+        prompt=paid["prompt"] / paid["calls"],
+        values=None if values is None else tuple(values),
+        scoring=scoring,
+    )
 
 
 def difficulty_of(kind: Difficulty, keys: Sequence[str | None], values: Sequence[float] | None = None) -> float:
