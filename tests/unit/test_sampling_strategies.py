@@ -15,8 +15,8 @@ from simulated import PROMPT, Given, Noisy, Poor, answer, answers, as_verifiers,
 from posttrain.core.errors import BudgetSpentError, ConfigError
 from posttrain.core.types import Completion, Example, Message, Prompt, Sampling, Score
 from posttrain.engines.scripted import ScriptedEngine
-from posttrain.stats.adaptive import beta_confidence, expected_adaptive, replay_adaptive, settled, settled_at
 from posttrain.stats.proxy import best_of_k, proxy_gold_curve
+from posttrain.stats.stopping import beta_confidence, expected_adaptive, replay_adaptive, settled, settled_at
 
 P = {"1": 0.5, "2": 0.3, "3": 0.2}
 REPLIES = ["Answer: 1", "Answer: 2", "Answer: 2.0", "Answer: 3"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..core.protocols import Tools
 from ..core.types import Answer, Candidate, Example, Prompt
-from ..stats.adaptive import settled, settled_at
+from ..stats.stopping import settled, settled_at
 from ..stats.vote import majority
 from ._vote import draw, keys_of, tie_scores, votes_trace
 
