@@ -152,7 +152,7 @@ def test_pieces_of_a_prefix_join_by_their_ids():
     assert render_prompt(tokenizer(), messages, prefix=("So,", first, "Wait")) == ids
     assert list(second.tokens) == plain_greedy(local._model, ids, 6)
     assert render_prompt(tokenizer(), messages, prefix=("So", ",")) == render_prompt(tokenizer(), messages, prefix="So,")
-    assert ask("Tell", prefix=("So,", first, "Wait", second)).opened == f"So,{first.text}Wait{second.text}"
+    assert ask("Tell", prefix=("So,", first, "Wait", second)).begun == f"So,{first.text}Wait{second.text}"
     ((third,),) = all_of(local, [ask("Tell", prefix=("So,", first, "Wait", second))], Sampling(max_tokens=3))
     assert list(third.tokens) == plain_greedy(local._model, ids + list(second.tokens), 3)
 

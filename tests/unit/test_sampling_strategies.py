@@ -373,7 +373,7 @@ def test_a_trace_that_a_watch_ended_is_not_asked_for_its_answer() -> None:
 
     class Counting(ScriptedEngine):
         async def generate(self, prompt: Prompt, *args: object, **kwargs: object) -> list[Completion]:
-            asked.append(prompt.opened)
+            asked.append(prompt.begun)
             return await super().generate(prompt, *args, **kwargs)  # type: ignore[arg-type]
 
     given = tools(Counting({"Q": "a b c"}))

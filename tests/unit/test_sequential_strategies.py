@@ -298,7 +298,7 @@ def test_the_prompt_s_own_opening_and_cue_are_kept() -> None:
     engine = Thinker([" it is three", " 3."])
     prompt = Prompt(messages=PROMPT.messages, prefix="Let's think.", cue="Therefore, the answer is")
     found = answer("budget_forcing:waits=0,end=null", tools(engine), prompt=prompt)
-    assert engine.prompts[1].opened == "Let's think. it is three\nTherefore, the answer is"
+    assert engine.prompts[1].begun == "Let's think. it is three\nTherefore, the answer is"
     assert (found.answer, found.text) == ("3", " it is three\nTherefore, the answer is 3.")
 
 

@@ -179,7 +179,7 @@ class Tools:
         if completion.finish == "watch":  # a trace that was ended early has no answer to ask for
             return completion.text
         reasoning = completion.text.rstrip()
-        opened = replace(prompt, prefix=f"{prompt.opened}{reasoning}\n{cue}", cue=None)
+        opened = replace(prompt, prefix=f"{prompt.begun}{reasoning}\n{cue}", cue=None)
         second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
         (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
         return f"{reasoning}\n{cue}{tail.text}"

@@ -197,8 +197,8 @@ class Prompt:
         return self.prefix if isinstance(self.prefix, tuple) else (self.prefix,)
 
     @property
-    def opened(self) -> str:
-        """The text that opens the assistant's turn."""
+    def begun(self) -> str:
+        """The text of the assistant's turn so far."""
         return "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
 
 

@@ -46,5 +46,18 @@ def render_prompt(
     text += "".join(str(head) for head in heads)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     for piece in pieces[len(heads) :]:
-        ids += piece.tokens if isinstance(piece, Completion) else tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids += piece.tokens if isinstance(piece, Completion) else _tail_ids(tokenizer, piece)
     return ids
+
+
+def _tail_ids(tokenizer: Any, tail: str) -> list[int]:
+    """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
+    if not tail:
+        return []
+    before = "x" if tail.startswith("\n") else "\n"
+    head: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(before + tail, add_special_tokens=False)["input_ids"]
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    alone: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return alone

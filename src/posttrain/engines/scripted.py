@@ -94,7 +94,7 @@ class ScriptedEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the words of the conversation and of the opened answer."""
-        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.opened))
+        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.begun))
 
     def _need(self, capability: str, wanted: bool) -> None:
         if wanted and capability not in self.can:

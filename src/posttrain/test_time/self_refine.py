@@ -146,5 +146,5 @@ class SelfRefine:
 
 def _after(prompt: Prompt, latest: Candidate, request: str) -> Prompt:
     """Return the prompt with the latest answer and a request behind it."""
-    said = Message(role="assistant", content=prompt.opened + latest.text)
+    said = Message(role="assistant", content=prompt.begun + latest.text)
     return replace(prompt, messages=(*prompt.messages, said, Message(role="user", content=request)))
