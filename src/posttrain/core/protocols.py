@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .errors import BudgetSpentError
 from .types import (
     Answer,
     Candidate,
@@ -172,14 +173,29 @@ class Tools:
         ]
 
     async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
+        """Return the text with its second stage; the reasoning is continued by its own tokens, never tokenised anew.
+
+        When the budget is spent before the second stage, the text is the reasoning alone.
+        """
         if prompt.cue is None:
             return completion.text
-        reasoning = completion.text.rstrip()
-        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
-        opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
-        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
-        (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-        return f"{reasoning}\n{prompt.cue}{tail.text}"
+        written = _joined(prompt.prefix, completion)
+        tail = prompt.cue if completion.text.endswith("\n") else f"\n{prompt.cue}"
+        opening = prompt.opening + (prompt.prefix if isinstance(prompt.prefix, str) else "")
+        opened = replace(prompt, opening=opening, prefix=written, tail=tail, cue=None)
+        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0, stop=())
+        try:
+            (answer,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+        except BudgetSpentError:
+            return completion.text
+        return f"{completion.text}{tail}{answer.text}"
+
+
+def _joined(before: Completion | str | None, after: Completion) -> Completion:
+    """Return what has been written so far as one completion to continue: text and tokens behind one another."""
+    if not isinstance(before, Completion):
+        return after
+    return replace(after, text=before.text + after.text, tokens=before.tokens + after.tokens)
 
 
 class Strategy(Protocol):

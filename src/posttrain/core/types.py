@@ -35,10 +35,16 @@ Finish = Literal["stop", "length", "watch", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Worked examples that may be dropped, whole, when a prompt does not fit the context: `shot` numbers the example that
+    the turn belongs to (from 1; 0: none), `shots` lists those that stand inside this one turn's content, in its order.
+    """
 
     role: Role
     content: str
+    shot: int = 0
+    shots: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, str]:
         """Return the `{"role", "content"}` form that chat templates take."""
@@ -176,7 +182,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation to answer. `prefix` opens the assistant's turn; a `Completion` is continued by its token ids.
+    """A conversation to answer. The assistant's turn is begun by `opening`, then `prefix`, then `tail`.
+
+    `opening` is the prompter's, and is tokenised together with the prompt. `prefix` is what has been written since; a
+    `Completion` is continued by its token ids. `tail` is text put behind it, tokenised on its own.
 
     `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
     text and the answer is read from what follows.
@@ -185,6 +194,14 @@ class Prompt:
     messages: tuple[Message, ...]
     prefix: Completion | str | None = None
     cue: str | None = None
+    opening: str = ""
+    tail: str = ""
+
+    @property
+    def begun(self) -> str:
+        """The text of the assistant's turn so far."""
+        written = self.prefix.text if isinstance(self.prefix, Completion) else self.prefix or ""
+        return self.opening + written + self.tail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,14 +27,35 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
     return str(text)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], *, prefix: Completion | str | None = None) -> list[int]:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    prefix: Completion | str | None = None,
+    opening: str = "",
+    tail: str = "",
+) -> list[int]:
     """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
 
-    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix is tokenised
-    together with the prompt's text, as it would be had the model been trained on it.
+    The turn's opening, and a text prefix, are tokenised together with the prompt's text, as they would be had the model
+    been trained on it. A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a tail behind
+    it is tokenised on its own.
     """
-    text = render_text(tokenizer, messages, generation_prompt=True)
-    if isinstance(prefix, str):
-        text += prefix
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids + list(prefix.tokens) if isinstance(prefix, Completion) else ids
+    text = render_text(tokenizer, messages, generation_prompt=True) + opening
+    if not isinstance(prefix, Completion):
+        ids: list[int] = tokenizer(text + (prefix or "") + tail, add_special_tokens=False)["input_ids"]
+        return ids
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *prefix.tokens, *_tail_ids(tokenizer, tail)]
+
+
+def _tail_ids(tokenizer: Any, tail: str) -> list[int]:
+    """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
+    if not tail:
+        return []
+    before = "x" if tail.startswith("\n") else "\n"
+    head: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(before + tail, add_special_tokens=False)["input_ids"]
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    alone: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return alone

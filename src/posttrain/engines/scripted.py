@@ -64,7 +64,7 @@ class ScriptedEngine:
     ) -> list[Completion]:
         """Return the scripted replies: cut at `max_tokens` words, at the first stop string, or where `watch` says."""
         self._need("watch", watch is not None)
-        self._need("prefix", prompt.prefix is not None)
+        self._need("prefix", bool(prompt.begun))
         self.calls += 1
         await asyncio.sleep(self._latency)
         return [
@@ -93,8 +93,7 @@ class ScriptedEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the words of the conversation and of the opened answer."""
-        prefix = prompt.prefix.text if isinstance(prompt.prefix, Completion) else prompt.prefix or ""
-        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prefix))
+        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.begun))
 
     def _need(self, capability: str, wanted: bool) -> None:
         if wanted and capability not in self.can:
