@@ -117,7 +117,7 @@ def test_the_count_reaches_the_row(tmp_path: Path, strategy: str) -> None:
     evaluation = Evaluation(
         stage="s", task=task, examples=examples, prompt="few_shot:k=2", strategy=strategy, model="m", seed=0
     )
-    summary = evaluate(evaluation, Short(50), tmp_path, title="t")
+    summary = evaluate(evaluation, Short(50, lambda *_: "1"), tmp_path, title="t")
     rows = load_ledger(tmp_path).rows
     assert [row.trace.get("shots_dropped") for row in rows] == [1, None, None]
     assert summary.accuracy == 1.0

@@ -337,9 +337,13 @@ def test_instructed_puts_its_text_before_any_prompt(tmp_path: Path) -> None:
     assert prompter(f"instructed:file={file}").version != version  # a finished stage with the old text is done anew
     (tmp_path / "own.txt").write_text("Plain text.\n")
     assert prompter(f"instructed:file={tmp_path / 'own.txt'}").instruction == "Plain text."
+    file.write_text('{"instruction": "", "search": {"prompt": "few_shot:k=2"}}')  # a search found that none is best
+    assert prompter(f"instructed:file={file}")(task, example, seed=0) == plain
+    (tmp_path / "empty.txt").write_text(" \n")
     file.write_text("[]")
     for spec, message in (
         (f"instructed:file={file}", "holds no 'instruction'"),
+        (f"instructed:file={tmp_path / 'empty.txt'}", "is empty"),
         (f"instructed:file={tmp_path / 'none.txt'}", "cannot read .*none.txt"),
         ("instructed", "text=… or as file=…"),
         ("instructed:text=a,file=b", "one of the two"),

@@ -20,7 +20,7 @@ from ..core.seeds import rng
 from ..core.types import Example
 from ._nearest import Embedding, index_of, text_of
 
-__all__ = ["Draw", "Order", "Select", "normalised", "permutation"]
+__all__ = ["Draw", "Order", "Select", "copies_of", "normalised", "permutation"]
 
 _N = 13  # words: the usual length of contamination checks (Brown et al. 2020, appendix C)
 _BOILERPLATE = 4  # a 13-gram found in more questions than this is the task's own wording
@@ -159,6 +159,22 @@ def _copies(task: Task, pool: Sequence[Example], shot: Example, example: Example
         return False
     counts = _counts(task, pool)
     return any(counts[gram] <= _BOILERPLATE for gram in shared)
+
+
+def copies_of(task: Task, asked: Sequence[Example]) -> Callable[[Example], bool]:
+    """Return a test: is a training example an exact or near copy of one of these questions, by the rules of `Draw.shots`?"""
+    pool = task.examples("train")
+    ids = {example.id for example in asked}
+    texts = {normalised(text_of(example)) for example in asked}
+    grams = {gram for example in asked for gram in _grams(text_of(example))}
+
+    def copied(shot: Example) -> bool:
+        if shot.id in ids or normalised(text_of(shot)) in texts:
+            return True
+        shared = _grams(text_of(shot)) & grams
+        return bool(shared) and any(_counts(task, pool)[gram] <= _BOILERPLATE for gram in shared)
+
+    return copied
 
 
 _counted: dict[tuple[str, str], Counter[int]] = {}
