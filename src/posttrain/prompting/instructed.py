@@ -30,7 +30,8 @@ class Instructed:
 
     prompt = instruction + prompter(example); in the turn that asks, or as the system message.
 
-    When a search found that no instruction is best, this is the other prompter alone. The task's own sentence on how to give the answer stays: the instruction says what to do, that one how to end.
+    When a search found that no instruction is best, this is the other prompter alone. The task's own sentence on how to give
+    the answer stays: the instruction says what to do, that one how to end.
 
     Args:
         text: the instruction.

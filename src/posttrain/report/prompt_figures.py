@@ -51,9 +51,10 @@ def _curve(figure: Figure, found: Facts, narrow: bool) -> None:
     places = {k: at for at, k in enumerate(found["shots"])}
     colours = _colours(found["lines"])
     ends: list[tuple[float, str, str]] = []
-    for line in found["lines"]:
+    for number, line in enumerate(found["lines"]):
         colour, points = colours[line["model"]], line["points"]
-        x = [places[point["k"]] for point in points]
+        aside = 0.035 * (number - (len(found["lines"]) - 1) / 2)  # so that intervals do not cover each other
+        x = [places[point["k"]] + aside for point in points]
         y = [100 * point["accuracy"] for point in points]
         axes.plot(x, y, color=colour, linewidth=1.8, linestyle="-" if line["instruction"] else (0, (4, 3)), zorder=3)
         for at, point in zip(x, points, strict=True):
@@ -112,7 +113,8 @@ def _variants(figure: Figure, found: Facts, narrow: bool) -> None:
         rows = [variant for variant in shown if variant["group"] == group]
         top = height - 0.5
         title = f"{group}: {100 * told['spread']:.1f} points between worst and best (by chance {100 * told['noise']:.1f})"
-        axes.text(0.0, top, title, transform=axes.get_yaxis_transform(), fontsize=8.5, color=INK, va="bottom")
+        text = axes.text(0.0, top, title, transform=axes.get_yaxis_transform(), fontsize=8.5, color=INK, va="bottom")
+        text.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})  # the grid does not strike it through
         for variant in rows:
             low, high = (100 * bound for bound in variant["ci95"])
             axes.plot([low, high], [height, height], color=colour, linewidth=1.6, alpha=0.7, zorder=2)
