@@ -12,7 +12,7 @@ import tiny_models
 from test_prompting import Words
 
 from posttrain.core.errors import ContextOverflowError
-from posttrain.core.protocols import Watch
+from posttrain.core.protocols import Tools, Watch
 from posttrain.core.specs import build
 from posttrain.core.types import Answer, Completion, Example, Message, Prompt, Sampling
 from posttrain.data.chat import render_prompt
@@ -20,6 +20,7 @@ from posttrain.engines.fitting import Fitting, without_first_shot
 from posttrain.engines.scripted import ScriptedEngine
 from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.evaluate import Evaluation, evaluate
+from posttrain.pipeline.opening import open_engine
 from posttrain.pipeline.single import evaluate_once
 
 
@@ -141,6 +142,45 @@ def test_a_real_context_drops_shots(tmp_path: Path) -> None:
         "examples": 3,
         "shots": sum(row.trace["shots_dropped"] for row in rows),
     }
+
+
+def test_an_instruction_stays_when_shots_go() -> None:
+    for style in ("chat", "text"):
+        prompt = prompt_of(f"instructed:text=Add.,prompt=(few_shot:k=2,style={style})", 2)
+        messages = without_first_shot(without_first_shot(prompt.messages) or ())
+        assert messages is not None
+        assert len(messages) == 1
+        assert messages[0].content.startswith("Add.\n\n")
+        assert "number" not in messages[0].content
+
+
+def test_the_second_stage_of_a_real_engine_continues_tokens(tmp_path: Path) -> None:
+    config = tiny_models.llama(max_position_embeddings=512)
+    engine = open_engine(str(tiny_models.folder(tmp_path / "tiny", config)), device="cpu", dtype="float32", slots=4).engine
+    seen: list[tuple[Prompt, list[Completion]]] = []
+
+    class Seeing(Fitting):
+        async def generate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> list[Completion]:
+            seen.append((prompt, await super().generate(prompt, *args, **kwargs)))
+            return seen[-1][1]
+
+    task = Words(["a"])
+    prompt = build("zero_shot_cot", "posttrain.prompting", "prompter")(task, Example(id="e", question="2 + 2?"), seed=0)
+    sampling = Sampling(temperature=1.0, max_tokens=40)
+    tools = Tools(engine=Seeing(engine), extract=task.extract, key=task.key)
+    candidates = asyncio.run(tools.sample(prompt, sampling, seed=0, samples=range(3)))
+    (_, firsts), *seconds = seen
+    seconds.sort(key=lambda call: call[1][0].sample)  # they end in any order
+    assert [call[1][0].sample for call in seconds] == [0, 1, 2]
+    for first, (asked, (second,)) in zip(firsts, seconds, strict=True):
+        # a token per byte: the random bytes are no text that could be read back to the same tokens
+        tail = asked.tail.encode()
+        assert second.usage.prompt == firsts[0].usage.prompt + len(first.tokens) + len(tail)
+        assert tail.endswith(b"Therefore, the answer is")
+    assert any(first.text.encode() != bytes(first.text, "ascii", "replace") for first in firsts)
+    assert [candidate.text for candidate in candidates] == [
+        first.text + asked.tail + second.text for first, (asked, (second,)) in zip(firsts, seconds, strict=True)
+    ]
 
 
 class Tokens:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 
 from posttrain.core.errors import CapabilityError, ConfigError
 from posttrain.core.protocols import Watch
@@ -315,3 +317,28 @@ def test_likelihood_is_the_sum_over_the_answer_s_tokens(tmp_path: Path) -> None:
     assert sorted(seen) == [("Answer:", " 7"), ("Answer:", " three four")]
     assert cost.usage.scored == 3
     assert math.isfinite(cost.flops)
+
+
+@pytest.mark.parametrize("score", ["accuracy", "likelihood"])
+def test_on_a_real_engine(tmp_path: Path, score: str) -> None:
+    tiny = tiny_models.folder(tmp_path / "tiny", tiny_models.llama(max_position_embeddings=2048))
+    bench = Bench(out=tmp_path / "out", task=Sums(test=4), models=Models(device="cpu", dtype="float32", slots=8))
+    search = PromptSearch(candidates=2, demonstrations=2, propose=4, select=4, first=2, score=score)  # type: ignore[arg-type]
+    report = bench.task.examples("test")
+    found = prompt_search(search, bench, report, model=str(tiny), given=["Add."])
+    again = Bench(out=tmp_path / "out", task=bench.task, models=Models(device="cpu", dtype="float32", slots=8))
+    assert without_time(prompt_search(search, again, report, model=str(tiny), given=["Add."])) == without_time(found)
+    assert found["cost"]["select"]["flops"] > 0
+    if score == "likelihood":
+        engine = bench.models.open(str(tiny)).engine
+        last = next(row for row in found["table"] if row["instruction"] == "Add.")["rounds"][-1]
+        ids = found["examples"]["select"][: last["n"]]
+        asked = [example for example in bench.task.examples("train") if example.id in ids]
+        prompter = build_prompter('instructed:text="Add."')
+
+        async def direct() -> list[float]:
+            prompts = [replace(prompter(bench.task, e.public(), seed=0), opening="Answer:") for e in asked]
+            scored = [await engine.score(p, f" {e.answer}") for p, e in zip(prompts, asked, strict=True)]
+            return [math.fsum(one.raw_logprobs or ()) for one in scored]
+
+        assert last["score"] == pytest.approx(math.fsum(asyncio.run(direct())) / last["n"], abs=1e-4)

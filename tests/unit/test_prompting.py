@@ -23,14 +23,17 @@ PROMPTERS = "posttrain.prompting"
 
 @dataclass
 class Words:
-    """A task with given training questions."""
+    """A task with given training questions; its version names them."""
 
     train: Sequence[str]
     name: str = "words"
-    version: str = "1"
     max_tokens: int = 20
     instruction: str = "Reply with the answer."
     asked: list[str] = field(default_factory=list)
+
+    @property
+    def version(self) -> str:
+        return "|".join(self.train)
 
     def examples(self, split: str) -> Sequence[Example]:
         self.asked.append(split)
@@ -132,18 +135,19 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("common", ["false", "true"])
-def test_an_equal_question_is_never_a_shot(common: str) -> None:
+@pytest.mark.parametrize("how", ["", ",common=true", ",select=fixed", ",select=balanced", ",select=nearest"])
+def test_an_equal_question_is_never_a_shot(how: str) -> None:
     task = Words(["What is 2 + 2?", "  what IS 2 + 2 ", "What is 2 + 3?", "What is 2 - 2?"])
     example = Example(id="e", question="What is 2 + 2?")
     for seed in range(20):
-        prompt = prompter(f"few_shot:k=2,common={common}")(task, example, seed=seed)
+        prompt = prompter(f"few_shot:k=2{how}")(task, example, seed=seed)
         assert set(shown(prompt)) == {"What is 2 + 3?", "What is 2 - 2?"}  # one digit or sign apart is another question
     with pytest.raises(ConfigError, match="task 'words' has only 2 usable training examples for k=3 shots"):
-        prompter("few_shot:k=3")(task, example, seed=0)
+        prompter(f"few_shot:k=3{how}")(task, example, seed=0)
 
 
-def test_a_near_copy_of_a_long_question_is_never_a_shot() -> None:
+@pytest.mark.parametrize("how", ["", ",common=true", ",select=fixed", ",select=balanced", ",select=nearest"])
+def test_a_near_copy_of_a_long_question_is_never_a_shot(how: str) -> None:
     task = Words(
         [
             LONG.format(n=40) + " How many?",
@@ -153,7 +157,14 @@ def test_a_near_copy_of_a_long_question_is_never_a_shot() -> None:
     )
     example = Example(id="e", question="Listen. " + LONG.format(n=40) + " How many were sold?")
     for seed in range(20):
-        assert set(shown(prompter("few_shot:k=2")(task, example, seed=seed))) == set(task.train[1:])
+        assert set(shown(prompter(f"few_shot:k=2{how}")(task, example, seed=seed))) == set(task.train[1:])
+
+
+@pytest.mark.parametrize("how", ["fixed", "balanced", "nearest,order=nearest_last", "random,order=4"])
+def test_the_evaluated_example_itself_is_never_a_shot(how: str) -> None:
+    task = Words([f"question {i}" for i in range(6)], name="self")
+    for example in task.examples("train"):  # whoever evaluates the training split
+        assert example.question not in shown(prompter(f"few_shot:k=5,select={how}")(task, example.public(), seed=0))
 
 
 def test_the_task_s_own_wording_is_not_a_copy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..core.errors import ContextOverflowError
 from ..core.protocols import Engine, Watch
@@ -54,6 +55,10 @@ class Fitting:
     def shape(self) -> ModelShape | None:
         """The shape of the model below."""
         return self._engine.shape
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the engine below offers, such as `count_tokens`."""
+        return getattr(self._engine, name)
 
     async def generate(
         self,
