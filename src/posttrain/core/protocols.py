@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .errors import BudgetSpentError
 from .types import (
     Answer,
     Candidate,
@@ -176,13 +177,34 @@ class Tools:
         ]
 
     async def _finished(self, prompt: Prompt, cue: str, completion: Completion, sampling: Sampling, seed: int) -> str:
-        if completion.finish == "watch":  # a trace that was ended early has no answer to ask for
+        """Return the text with its second stage; the reasoning is continued by its own tokens, never tokenised anew.
+
+        When the budget is spent before the second stage, the text is the reasoning alone; so it is for a trace that was
+        ended early: that one has no answer to ask for.
+        """
+        if completion.finish == "watch":
             return completion.text
-        reasoning = completion.text.rstrip()
-        opened = replace(prompt, prefix=f"{prompt.begun}{reasoning}\n{cue}", cue=None)
-        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
-        (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-        return f"{reasoning}\n{cue}{tail.text}"
+        tail = cue if completion.text.endswith("\n") else f"\n{cue}"
+        opening = prompt.opening + (prompt.prefix if isinstance(prompt.prefix, str) else "")
+        written = _joined(prompt.prefix, completion)
+        opened = replace(prompt, opening=opening, prefix=written, tail=tail, cue=None)
+        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0, stop=())
+        try:
+            (answer,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+        except BudgetSpentError:
+            return completion.text
+        return f"{completion.text}{tail}{answer.text}"
+
+
+def _joined(
+    before: Completion | str | tuple[Completion | str, ...] | None, after: Completion
+) -> Completion | tuple[Completion | str, ...]:
+    """Return what has been written so far, to be continued: text and tokens behind one another."""
+    if isinstance(before, tuple):
+        return (*before, after)
+    if not isinstance(before, Completion):
+        return after
+    return replace(after, text=before.text + after.text, tokens=before.tokens + after.tokens)
 
 
 class Strategy(Protocol):

@@ -33,17 +33,19 @@ def render_prompt(
     messages: Sequence[Message],
     *,
     prefix: Completion | str | tuple[Completion | str, ...] | None = None,
+    opening: str = "",
+    tail: str = "",
 ) -> list[int]:
     """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
 
-    A `Completion` is continued by its own ids, never re-tokenised across the seam; a text that opens the turn is
-    tokenised together with the prompt's text, as it would be had the model been trained on it, and a text behind a
-    completion on its own.
+    The turn's opening, and a text prefix, are tokenised together with the prompt's text, as they would be had the model
+    been trained on it. A `Completion` is continued by its own ids, never re-tokenised across the seam; a text behind one
+    (a piece of the prefix, the tail) is tokenised on its own.
     """
-    pieces = [] if prefix is None else list(prefix) if isinstance(prefix, tuple) else [prefix]
-    text = render_text(tokenizer, messages, generation_prompt=True)
+    written = () if prefix is None else prefix if isinstance(prefix, tuple) else (prefix,)
+    pieces = (*written, tail) if tail else written
     heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
-    text += "".join(str(head) for head in heads)
+    text = render_text(tokenizer, messages, generation_prompt=True) + opening + "".join(str(head) for head in heads)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     for piece in pieces[len(heads) :]:
         ids += piece.tokens if isinstance(piece, Completion) else _tail_ids(tokenizer, piece)

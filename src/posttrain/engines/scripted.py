@@ -65,7 +65,7 @@ class ScriptedEngine:
     ) -> list[Completion]:
         """Return the scripted replies: cut at `max_tokens` words, at the first stop string, or where `watch` says."""
         self._need("watch", watch is not None)
-        self._need("prefix", prompt.prefix is not None)
+        self._need("prefix", bool(prompt.begun))
         self.calls += 1
         await asyncio.sleep(self._latency)
         return [
