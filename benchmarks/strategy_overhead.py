@@ -9,7 +9,7 @@ in this structure, with nothing in between. Both alternate; the overhead is the 
 `strategy / bare − 1`.
 
 Beside it stands what a strategy computes for one example, measured where nothing hides behind the engine: without a limit of
-slots, every call takes 20 ms however much is asked at once, 500 × n samples in the time of one. Against so fast an engine the
+slots, every call takes 20 ms however much is asked at once, 500 × n samples in the time of one. Against such an engine the
 overhead is large (`unlimited_overhead`): it is the microseconds an example, one after the other, against 20 ms for all. Part
 of them is reading the answers out of the texts.
 """
