@@ -60,12 +60,15 @@ def test_every_command_names_methods_that_exist() -> None:
     commands = [
         line
         for page in PAGES
-        for line in re.findall(r"posttrain (?:eval|train) .*", page.read_text(encoding="utf-8").replace("\\\n", " "))
+        for line in re.findall(
+            r"posttrain (?:eval|train|prompt-search|sensitivity|icl-curve) .*",
+            page.read_text(encoding="utf-8").replace("\\\n", " "),
+        )
     ]
     specs = [
-        (kind, spec)
+        (kind, quoted or spec)
         for line in commands
-        for kind, spec in re.findall(r"--(prompt|strategy) '?([a-z_]+:[\w=.,]+|[a-z_]+)", line)
+        for kind, quoted, spec in re.findall(r"--(prompt|strategy) (?:'([^']+)'|([a-z_]+:[\w=.,]+|[a-z_]+))", line)
     ]
     trained = [spec for line in commands for spec in re.findall(r"posttrain train ([a-z]+(?::[\w=.,-]+)?)", line)]
     assert len(specs) >= 8

@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, PosttrainError
+from .icl_curving import icl_curve
+from .prompt_searching import prompt_search
+from .sensitivity_testing import sensitivity
 
 app = typer.Typer(
     name="posttrain",
@@ -24,6 +27,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
+app.command("prompt-search")(prompt_search)
+app.command("sensitivity")(sensitivity)
+app.command("icl-curve")(icl_curve)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id or .gguf file.")]
 Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]

@@ -47,6 +47,11 @@ def show_result(result: Mapping[str, Any]) -> None:
         table.add_row("", "[yellow]an oracle chose with the gold answers: pass@N, no method's accuracy[/]")
     table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
     table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
+    if result["shots_dropped"]["examples"]:
+        table.add_row(
+            "shots dropped",
+            "{shots} in {examples} prompts that did not fit the context".format_map(result["shots_dropped"]),
+        )
     for role, usage in result["usage"].items():
         table.add_row(
             role, f"{usage['prompt']:,} prompt + {usage['generated']:,} generated tokens in {usage['calls']:,} calls"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .errors import BudgetSpentError
 from .types import (
     Answer,
     Candidate,
@@ -165,21 +166,45 @@ class Tools:
         Under a budget fewer samples may come back than were asked for, the first ones; `BudgetSpentError` if none.
         """
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
-        texts = await asyncio.gather(*(self._finished(prompt, completion, sampling, seed) for completion in completions))
+        texts = [completion.text for completion in completions]
+        if prompt.cue is not None:
+            texts = await asyncio.gather(
+                *(self._finished(prompt, prompt.cue, completion, sampling, seed) for completion in completions)
+            )
         return [
             Candidate(text=text, answer=self.extract(text), completion=completion)
             for text, completion in zip(texts, completions, strict=True)
         ]
 
-    async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
-        if prompt.cue is None:
+    async def _finished(self, prompt: Prompt, cue: str, completion: Completion, sampling: Sampling, seed: int) -> str:
+        """Return the text with its second stage; the reasoning is continued by its own tokens, never tokenised anew.
+
+        When the budget is spent before the second stage, the text is the reasoning alone; so it is for a trace that was
+        ended early: that one has no answer to ask for.
+        """
+        if completion.finish == "watch":
             return completion.text
-        reasoning = completion.text.rstrip()
-        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
-        opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
-        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
-        (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-        return f"{reasoning}\n{prompt.cue}{tail.text}"
+        tail = cue if completion.text.endswith("\n") else f"\n{cue}"
+        opening = prompt.opening + (prompt.prefix if isinstance(prompt.prefix, str) else "")
+        written = _joined(prompt.prefix, completion)
+        opened = replace(prompt, opening=opening, prefix=written, tail=tail, cue=None)
+        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0, stop=())
+        try:
+            (answer,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+        except BudgetSpentError:
+            return completion.text
+        return f"{completion.text}{tail}{answer.text}"
+
+
+def _joined(
+    before: Completion | str | tuple[Completion | str, ...] | None, after: Completion
+) -> Completion | tuple[Completion | str, ...]:
+    """Return what has been written so far, to be continued: text and tokens behind one another."""
+    if isinstance(before, tuple):
+        return (*before, after)
+    if not isinstance(before, Completion):
+        return after
+    return replace(after, text=before.text + after.text, tokens=before.tokens + after.tokens)
 
 
 class Strategy(Protocol):

@@ -35,10 +35,16 @@ Finish = Literal["stop", "length", "watch", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Worked examples that may be dropped, whole, when a prompt does not fit the context: `shot` numbers the example that
+    the turn belongs to (from 1; 0: none), `shots` lists those that stand inside this one turn's content, in its order.
+    """
 
     role: Role
     content: str
+    shot: int = 0
+    shots: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, str]:
         """Return the `{"role", "content"}` form that chat templates take."""
@@ -176,15 +182,36 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation to answer. `prefix` opens the assistant's turn; a `Completion` is continued by its token ids.
+    """A conversation to answer. The assistant's turn is begun by `opening`, then `prefix`, then `tail`.
+
+    `opening` is the prompter's, and is tokenised together with the prompt. `prefix` is what has been written since; a
+    `Completion` is continued by its token ids. `tail` is text put behind it, tokenised on its own.
+
+    A tuple holds several pieces in order, as in `("Let's think.", completion, "Wait")`: texts behind a completion are
+    tokenised on their own, so that no seam is ever tokenised again.
 
     `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
     text and the answer is read from what follows.
     """
 
     messages: tuple[Message, ...]
-    prefix: Completion | str | None = None
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None
     cue: str | None = None
+    opening: str = ""
+    tail: str = ""
+
+    @property
+    def pieces(self) -> tuple[Completion | str, ...]:
+        """The prefix as pieces in order."""
+        if self.prefix is None:
+            return ()
+        return self.prefix if isinstance(self.prefix, tuple) else (self.prefix,)
+
+    @property
+    def begun(self) -> str:
+        """The text of the assistant's turn so far."""
+        written = "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
+        return self.opening + written + self.tail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,14 +28,38 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
     return str(text)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], *, prefix: Completion | str | None = None) -> list[int]:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None,
+    opening: str = "",
+    tail: str = "",
+) -> list[int]:
     """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
 
-    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix is tokenised
-    together with the prompt's text, as it would be had the model been trained on it.
+    The turn's opening, and a text prefix, are tokenised together with the prompt's text, as they would be had the model
+    been trained on it. A `Completion` is continued by its own ids, never re-tokenised across the seam; a text behind one
+    (a piece of the prefix, the tail) is tokenised on its own.
     """
-    text = render_text(tokenizer, messages, generation_prompt=True)
-    if isinstance(prefix, str):
-        text += prefix
+    written = () if prefix is None else prefix if isinstance(prefix, tuple) else (prefix,)
+    pieces = (*written, tail) if tail else written
+    heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+    text = render_text(tokenizer, messages, generation_prompt=True) + opening + "".join(str(head) for head in heads)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids + list(prefix.tokens) if isinstance(prefix, Completion) else ids
+    for piece in pieces[len(heads) :]:
+        ids += piece.tokens if isinstance(piece, Completion) else _tail_ids(tokenizer, piece)
+    return ids
+
+
+def _tail_ids(tokenizer: Any, tail: str) -> list[int]:
+    """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
+    if not tail:
+        return []
+    before = "x" if tail.startswith("\n") else "\n"
+    head: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(before + tail, add_special_tokens=False)["input_ids"]
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    alone: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return alone

@@ -14,6 +14,7 @@ from ..core.progress import progress
 from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Example, Sampled, Sampling
+from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
 from ..ledger.row import Row, Samples, cold, timing_of
 from ..ledger.store import Ledger, load_ledger
@@ -21,7 +22,7 @@ from ..stats.summary import Summary, summarise
 from ..verifiers.build import build_verifier
 from .methods import build_prompter, build_strategy
 
-__all__ = ["Evaluation", "evaluate", "load_sampled"]
+__all__ = ["Evaluation", "evaluate", "load_sampled", "shots_dropped"]
 
 _AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
 
@@ -106,6 +107,7 @@ async def _answer(
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
+    engine = fitting = Fitting(engine)
     metered, golds = Metered(engine, account, "verifier"), {example.id: example}
     wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
     verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
@@ -116,7 +118,7 @@ async def _answer(
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
     )
-    return await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    return fitting.noted(await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample")))
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:
@@ -164,6 +166,12 @@ def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
         )
         for row, samples in zip(loaded.rows, loaded.samples, strict=True)
     ]
+
+
+def shots_dropped(rows: Sequence[Row]) -> dict[str, int]:
+    """Return for how many examples worked examples were dropped to fit the context, and how many in all."""
+    dropped = [int(row.trace["shots_dropped"]) for row in rows if row.trace.get("shots_dropped")]
+    return {"examples": len(dropped), "shots": sum(dropped)}
 
 
 class _Clock:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
 
-__all__ = ["DataStage", "EvalStage", "Recipe", "StageConfig", "TrainStage", "load_recipe"]
+__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TrainStage", "load_recipe"]
 
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
 
@@ -23,7 +23,20 @@ class EvalStage(Strict):
     limit: int | None = Field(default=None, ge=1)
     prompt: str = "zero_shot"
     strategy: str = "greedy"
+    instruction: str | None = None  # an earlier search stage, whose instruction is put before the prompt
     max_tokens: int | None = Field(default=None, ge=1)  # the task's own limit if not given
+
+
+class SearchStage(Strict):
+    """Search for an instruction (`PromptSearch` has the settings) and measure it on a split the search never sees."""
+
+    split: str = "test"
+    limit: int | None = Field(default=None, ge=1)
+    prompt: str = "zero_shot"
+    strategy: str = "greedy"
+    given: list[str] = Field(default_factory=list)  # instructions to try beside the proposals
+    settings: dict[str, Any] = Field(default_factory=dict)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class DataStage(Strict):
@@ -48,7 +61,7 @@ class TrainStage(Strict):
 
 
 class StageConfig(Strict):
-    """One stage: exactly one of `eval`, `data`, `train`; `model` names an earlier training stage (default: the recipe's)."""
+    """One stage: exactly one of its kinds; `model` names an earlier training stage (default: the recipe's)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     label: str | None = None
@@ -60,17 +73,18 @@ class StageConfig(Strict):
     eval: EvalStage | None = None
     data: DataStage | None = None
     train: TrainStage | None = None
+    search: SearchStage | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data' and 'train'")
+        if sum(part is not None for part in (self.eval, self.data, self.train, self.search)) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train' and 'search'")
         return self
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
-        names = [self.model]
+        names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
         names += [self.train.data] if self.train else []
         return tuple(name for name in names if name is not None)
@@ -108,6 +122,12 @@ class Recipe(Strict):
                 raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
             if stage.data is not None and stage.data.source is not None and earlier[stage.data.source].eval is None:
                 raise ValueError(f"stage '{stage.name}': from '{stage.data.source}' is not an evaluation stage")
+            if (
+                stage.eval is not None
+                and stage.eval.instruction is not None
+                and earlier[stage.eval.instruction].search is None
+            ):
+                raise ValueError(f"stage '{stage.name}': instruction '{stage.eval.instruction}' is not a search stage")
             earlier[stage.name] = stage
         return self
 

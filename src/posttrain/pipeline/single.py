@@ -11,7 +11,7 @@ from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..core.types import Checkpoint
 from ..ledger.store import load_ledger
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, shots_dropped
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
@@ -73,7 +73,9 @@ def evaluate_once(
     )
     summary = evaluate(evaluation, opened.engine, folder, title=f"{opened.name} on {loaded.name}")
     result = summary.to_dict() | {"model": opened.name, "task": loaded.name, "split": split, "seed": seed}
-    result["oracle"] = any(row.trace.get("oracle") for row in load_ledger(folder).rows)
+    rows = load_ledger(folder).rows
+    result["oracle"] = any(row.trace.get("oracle") for row in rows)
+    result["shots_dropped"] = shots_dropped(rows)
     result |= {"prompt": prompt, "strategy": strategy, "ledger": str(folder / "ledger.jsonl")}
     return result
 

@@ -173,7 +173,7 @@ class LocalEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the length of the prompt in tokens."""
-        return len(render_prompt(self._tokenizer, prompt.messages, prefix=prompt.prefix))
+        return len(self._ids(prompt))
 
     def update(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Replace weights in place, by the names of `model.state_dict()`; none at all: they have been changed in place.
@@ -194,8 +194,13 @@ class LocalEngine:
             self._scheduler.forget()
             self._version += 1
 
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return render_prompt(
+            self._tokenizer, prompt.messages, prefix=prompt.prefix, opening=prompt.opening, tail=prompt.tail
+        )
+
     def _render(self, prompt: Prompt, more: int) -> tuple[int, ...]:
-        ids = render_prompt(self._tokenizer, prompt.messages, prefix=prompt.prefix)
+        ids = self._ids(prompt)
         if not ids:
             raise ModelError("the chat template makes an empty prompt of this conversation")
         if len(ids) + more > self._context:
