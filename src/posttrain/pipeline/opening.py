@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.errors import ConfigError
 from ..core.protocols import Engine
 from ..core.seeds import rng
 from ..core.specs import parse
+from ..core.types import ModelShape
 
-__all__ = ["SLOTS", "Opened", "open_engine"]
+__all__ = ["SLOTS", "Opened", "open_engine", "static_fingerprint"]
 
 SLOTS = 128  # sequences generated at once
 
@@ -30,12 +32,15 @@ def open_engine(
     slots: int | None = None,
     chat_template: Path | None = None,
 ) -> Opened:
-    """Open the local engine on a model.
+    """Open the local engine on a model, or the remote one on a server's: `openai:NAME`, `openai:model=NAME,url=…`.
 
     `scripted[:latency=0.01,replies=20]` gives made-up answers instead, to rehearse a run without a model.
     """
-    if ref.partition(":")[0] == "scripted":
+    kind = ref.partition(":")[0]
+    if kind == "scripted":
         return _scripted(ref)
+    if kind == "openai":
+        return _remote(ref)
     from ..engines.local import LocalEngine
     from ..models.load import load
 
@@ -44,6 +49,42 @@ def open_engine(
         loaded.model, loaded.tokenizer, fingerprint=loaded.fingerprint, shape=loaded.shape, slots=slots or SLOTS
     )
     return Opened(engine=engine, name=loaded.name)
+
+
+def static_fingerprint(ref: str) -> str:
+    """Return what a model reference says of the model without loading it, or asking a server."""
+    kind = ref.partition(":")[0]
+    if kind == "scripted":
+        return ref
+    if kind == "openai":
+        from ..engines.openai import read_server
+
+        server = read_server(ref)
+        return f"openai:{server.base}:{server.model or ''}:{server.version}:{server.extra}"
+    from ..models.load import fingerprint_of
+
+    return fingerprint_of(ref)
+
+
+def _remote(ref: str) -> Opened:
+    from ..engines.openai import open_server, read_server
+
+    server = read_server(ref)
+    engine = open_server(server, shape=None if server.shape is None else _shape(server.shape))
+    return Opened(engine=engine, name=engine.name)
+
+
+def _shape(ref: str) -> ModelShape:
+    """Return the sizes that a model folder's configuration tells; weights are not needed."""
+    from transformers import AutoConfig
+
+    from ..models.load import resolve
+    from ..models.shape import shape_of
+
+    path = Path(ref).expanduser() if Path(ref).expanduser().is_dir() else resolve(ref)
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model 'openai': shape '{ref}' has no config.json: give a model folder or an alias")
+    return shape_of(AutoConfig.from_pretrained(path))
 
 
 def _scripted(ref: str) -> Opened:

@@ -16,7 +16,7 @@ from ..core.protocols import Task
 from ..core.types import Checkpoint, Cost, Usage
 from .evaluate import Evaluation, evaluate, load_sampled
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
-from .opening import Opened, open_engine
+from .opening import Opened, open_engine, static_fingerprint
 from .recipe import DataStage, EvalStage, Recipe, StageConfig, TrainStage
 
 __all__ = ["Done", "Workshop", "cost_from", "cost_to"]
@@ -63,11 +63,7 @@ class Workshop:
     @cached_property
     def base_fingerprint(self) -> str:
         """What the recipe's model is, by content."""
-        if self.recipe.model.startswith("scripted"):
-            return self.recipe.model
-        from ..models.load import fingerprint_of
-
-        return fingerprint_of(self.recipe.model)
+        return static_fingerprint(self.recipe.model)
 
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
