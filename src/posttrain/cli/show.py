@@ -47,12 +47,16 @@ def show_result(result: Mapping[str, Any]) -> None:
         table.add_row("", "[yellow]an oracle chose with the gold answers: pass@N, no method's accuracy[/]")
     table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
     table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
+    if result["budget_rate"]:
+        table.add_row("ended by the budget", f"{result['budget_rate']:.1%}")
     for role, usage in result["usage"].items():
         table.add_row(
             role, f"{usage['prompt']:,} prompt + {usage['generated']:,} generated tokens in {usage['calls']:,} calls"
         )
     table.add_row(
-        "cost", f"{result['cost']['tokens']:,} tokens" + (f", {result['flops']:.3g} FLOPs" if result["flops"] else "")
+        "cost",
+        f"{result['cost']['tokens']:,} tokens"
+        + (f", {result['flops']:.3g} FLOPs" if result["flops"] else ", FLOPs unknown"),
     )
     table.add_row("seconds", f"{result['seconds']:.1f}")
     table.add_row("prompt, strategy", f"{result['prompt']}, {result['strategy']}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError
 from ..core.protocols import Engine
 from ..core.seeds import rng
 from ..core.specs import parse
 from ..core.types import ModelShape
+
+if TYPE_CHECKING:
+    from ..engines.generations import Generations
 
 __all__ = ["SLOTS", "Opened", "open_engine", "static_fingerprint"]
 
@@ -31,11 +35,22 @@ def open_engine(
     dtype: str = "auto",
     slots: int | None = None,
     chat_template: Path | None = None,
+    kept: Generations | None = None,
 ) -> Opened:
     """Open the local engine on a model, or the remote one on a server's: `openai:NAME`, `openai:model=NAME,url=…`.
 
-    `scripted[:latency=0.01,replies=20]` gives made-up answers instead, to rehearse a run without a model.
+    `scripted[:latency=0.01,replies=20]` gives made-up answers instead, to rehearse a run without a model. With `kept`, what
+    it generates is kept there and never generated again.
     """
+    opened = _open(ref, device, dtype, slots, chat_template)
+    if kept is None:
+        return opened
+    from ..engines.cache import Cached
+
+    return replace(opened, engine=Cached(opened.engine, kept))
+
+
+def _open(ref: str, device: str, dtype: str, slots: int | None, chat_template: Path | None) -> Opened:
     kind = ref.partition(":")[0]
     if kind == "scripted":
         return _scripted(ref)
@@ -45,9 +60,8 @@ def open_engine(
     from ..models.load import load
 
     loaded = load(ref, device=device, dtype=dtype, chat_template=chat_template)
-    engine = LocalEngine(
-        loaded.model, loaded.tokenizer, fingerprint=loaded.fingerprint, shape=loaded.shape, slots=slots or SLOTS
-    )
+    fingerprint = f"{loaded.fingerprint}:{str(loaded.dtype).removeprefix('torch.')}"  # other numbers, other samples
+    engine = LocalEngine(loaded.model, loaded.tokenizer, fingerprint=fingerprint, shape=loaded.shape, slots=slots or SLOTS)
     return Opened(engine=engine, name=loaded.name)
 
 

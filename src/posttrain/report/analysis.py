@@ -12,7 +12,7 @@ from ..stats.paired import Paired, compare, holm
 from ..stats.pareto import break_even, pareto_front
 from ..stats.summary import summarise
 from .rung import Rung
-from .words import break_even_sentence, headline, steps, verdict
+from .words import break_even_sentence, budget_notes, headline, steps, verdict
 
 __all__ = ["analyse", "paired_rows"]
 
@@ -55,7 +55,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         "pareto": [shown[index]["name"] for index in front],
         "break_even": _break_evens(shown, unit),
         "totals": _totals(shown),
-        "notes": list(notes),
+        "notes": [*notes, *budget_notes([found[rung.name] for rung in rungs])],
         "meta": dict(meta),
     }
 
@@ -120,6 +120,7 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "unparsed_rate": told["unparsed_rate"],
         "truncated_rate": told["truncated_rate"],
         "error_rate": told["error_rate"],
+        "budget_rate": told["budget_rate"],
         "per_query": told["per_query"],
         "usage": told["usage"],
         "spent": told["spent"],

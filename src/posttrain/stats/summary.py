@@ -29,6 +29,8 @@ class Graded(Protocol):
     def error(self) -> str | None: ...
     @property
     def cost(self) -> Mapping[str, Mapping[str, float]]: ...
+    @property
+    def trace(self) -> Mapping[str, Any]: ...
     def cold(self) -> Cost: ...
 
 
@@ -53,6 +55,7 @@ class Summary:
     unparsed_rate: float
     truncated_rate: float  # mean share of candidates cut by the token limit
     error_rate: float
+    budget_rate: float  # the budget ended the method, or kept it from drawing all it asked for
     usage: Mapping[str, Mapping[str, float]]  # cold counts by role
     cost: Cost
 
@@ -86,6 +89,7 @@ class Summary:
             "unparsed_rate": self.unparsed_rate,
             "truncated_rate": self.truncated_rate,
             "error_rate": self.error_rate,
+            "budget_rate": self.budget_rate,
             "usage": {role: dict(counts) for role, counts in sorted(self.usage.items())},
             "cost": {"calls": usage.calls, "tokens": usage.tokens, "flops": flops},
             "per_query": self.per_query,
@@ -123,6 +127,7 @@ def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = (), *, seconds: 
         unparsed_rate=sum(row.unparsed for row in rows) / len(rows),
         truncated_rate=math.fsum(row.truncated for row in rows) / len(rows),
         error_rate=sum(row.error is not None for row in rows) / len(rows),
+        budget_rate=sum(row.trace.get("budget") == "spent" for row in rows) / len(rows),
         usage=_by_role(rows),
         cost=_total(rows, timings, seconds),
     )

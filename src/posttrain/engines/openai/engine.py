@@ -14,10 +14,11 @@ from ...core.errors import CapabilityError, ConfigError, ServerError
 from ...core.protocols import Watch
 from ...core.seeds import derive
 from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling, Usage
+from ..begun import begun
 from .probe import CHAT, probe
 from .settings import Server
 from .transport import Transport
-from .wire import Features, begun, body_of, completion_of, shared, usage_of
+from .wire import Features, body_of, completion_of, shared, usage_of
 
 __all__ = ["OpenAIEngine", "open_server"]
 

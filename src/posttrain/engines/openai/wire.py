@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from ...core.errors import CapabilityError, ServerError
 from ...core.types import Completion, Finish, Prompt, Sampling, Usage
+from ..begun import begun
 
-__all__ = ["NEUTRAL", "Features", "begun", "body_of", "completion_of", "messages_of", "shared", "usage_of"]
+__all__ = ["NEUTRAL", "Features", "body_of", "completion_of", "messages_of", "shared", "usage_of"]
 
 NEUTRAL: Mapping[
     str, Any
@@ -51,11 +52,6 @@ class Features:
     prefix: Literal["flags", "nature"] | None = None
     trims: bool = False
     served: str = ""
-
-
-def begun(prompt: Prompt) -> str:
-    """Return the text that the assistant's turn opens with."""
-    return prompt.prefix.text if isinstance(prompt.prefix, Completion) else prompt.prefix or ""
 
 
 def messages_of(prompt: Prompt, features: Features) -> tuple[list[dict[str, str]], dict[str, bool]]:
