@@ -55,7 +55,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         "pareto": [shown[index]["name"] for index in front],
         "break_even": _break_evens(shown, unit),
         "totals": _totals(shown),
-        "notes": [*notes, *budget_notes([found[rung.name] for rung in rungs])],
+        "notes": [*notes, *budget_notes(shown)],
         "meta": dict(meta),
     }
 
