@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny_models
 from transformers import GenerationConfig
 
 from posttrain.core.errors import ServerError
@@ -21,9 +22,6 @@ from posttrain.engines.openai import OpenAIEngine, open_server, read_server
 from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.evaluate import Evaluation, evaluate
 from posttrain.pipeline.opening import open_engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
-import tiny_models
 
 ASK = Prompt(messages=(Message(role="user", content="What is 2 + 2?"),))
 

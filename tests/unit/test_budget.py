@@ -292,6 +292,17 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, engine=None, strategy=Non
     return summary, load_ledger(folder).rows
 
 
+def without(folder: Path, copy: Path, stopped: set[str]) -> Path:
+    """A copy of a run as it would be had these examples not been finished."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        lines = path.read_text().splitlines(keepends=True)
+        if path.suffix == ".jsonl":
+            lines = [line for line in lines if json.loads(line)["example"] not in stopped]
+        (copy / path.name).write_text("".join(lines))
+    return copy
+
+
 def test_every_example_keeps_within_it_over_all_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free, rows = run(tmp_path / "free", monkeypatch)
     assert free.budget_rate == 0
@@ -348,6 +359,9 @@ def test_a_run_budget_holds_for_all_examples_together(tmp_path: Path, monkeypatc
     assert summary.cost.usage.tokens <= 600
     assert summary.budget_rate > 0
     assert len(rows) == 12
+    for stopped in ({"0"}, {"0", "1", "11"}, set(map(str, range(9)))):  # what was spent before counts from the beginning
+        cut = without(tmp_path / "run", tmp_path / f"cut {len(stopped)}", stopped)
+        assert run(cut, monkeypatch, run_tokens=600)[0].cost.usage.tokens <= 600
 
 
 @pytest.mark.parametrize("stopped", [{"0"}, {"3", "7"}, {"10", "11"}, set(map(str, range(1, 12)))])
@@ -366,13 +380,7 @@ def test_with_a_budget_per_example_too_a_resumed_run_equals_a_whole_one(
     assert rows[0].trace != {"budget": "spent"}
     assert rows[-1].trace == {"budget": "spent"}
 
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    for path in (tmp_path / "whole").iterdir():
-        lines = path.read_text().splitlines(keepends=True)
-        if path.suffix == ".jsonl":
-            lines = [line for line in lines if json.loads(line)["example"] not in stopped]
-        (cut / path.name).write_text("".join(lines))
+    cut = without(tmp_path / "whole", tmp_path / "cut", stopped)
     slow = ScriptedEngine(reply, shape=SHAPE, latency=0.001)
     again, resumed = run(cut, monkeypatch, engine=slow, **limits)
     assert resumed == rows

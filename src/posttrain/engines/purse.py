@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -132,21 +132,23 @@ class Purses:
 
     With a budget per example and one for the run, examples are admitted in the order of their calls of `example`, each with
     its own budget set aside; the last ones get what is left. With a run budget alone all draw on it as they go, and which of
-    them it ends depends on how fast each is.
+    them it ends depends on how fast each is. `earlier` is what the examples that an earlier run has finished have cost.
     """
 
-    def __init__(self, allowance: Allowance | None) -> None:
+    def __init__(self, allowance: Allowance | None, earlier: Sequence[Cost] = ()) -> None:
         self._allowance = allowance
         self._total = Account()
         self._run = None
         if allowance is not None and allowance.run is not None:
             self._run = Purse(allowance.run, allowance.unit, self._total)
+            if allowance.example is None:  # no turns: all of it counts from the beginning
+                self._total.add("earlier", sum(earlier, Cost()))
 
     async def finished(self, cost: Cost) -> None:
-        """Count an example that an earlier run has finished, in its turn."""
-        if self._run is not None:
+        """Count one of the earlier examples when its turn has come, as if it were answered now."""
+        if self._run is not None and self._allowance is not None and self._allowance.example is not None:
             async with self._run.claim(0.0):
-                self._total.add("earlier", cost)
+                self._total.add("examples", cost)
 
     @asynccontextmanager
     async def example(self) -> AsyncIterator[tuple[Account, Share | None]]:

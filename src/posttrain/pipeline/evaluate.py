@@ -79,9 +79,9 @@ async def _answer_all(
     clock: _Clock,
 ) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
-    purses = Purses(evaluation.allowance)
     right = sum(row.score or 0.0 for row in ledger.rows)
-    finished = {row.example: row for row in ledger.rows}
+    finished = {row.example: row.cold() for row in ledger.rows}
+    purses = Purses(evaluation.allowance, list(finished.values()))
 
     async def one(example: Example) -> None:
         nonlocal right
@@ -97,8 +97,8 @@ async def _answer_all(
     try:
         async with asyncio.TaskGroup() as group:
             for example in evaluation.examples:
-                row = finished.get(example.id)
-                group.create_task(one(example) if row is None else purses.finished(row.cold()))
+                cost = finished.get(example.id)
+                group.create_task(one(example) if cost is None else purses.finished(cost))
     except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
         raise _first(failed) from None
 

@@ -25,8 +25,11 @@ __all__ = ["default_cache", "evaluate_once", "train_once"]
 
 
 def default_cache(model: str) -> Path | None:
-    """Return where evaluations of a model keep what they generate: beside their results; not for made-up answers."""
-    return None if model.partition(":")[0] == "scripted" else Path("runs") / "generations.sqlite"
+    """Return where evaluations of a model keep what they generate: beside their results.
+
+    Nothing is kept unasked of made-up answers, nor of a server's: its weights may change behind their name, unseen.
+    """
+    return None if model.partition(":")[0] in ("scripted", "openai") else Path("runs") / "generations.sqlite"
 
 
 def evaluate_once(
