@@ -19,6 +19,7 @@ from posttrain.core.errors import ServerError
 from posttrain.core.protocols import Engine
 from posttrain.core.types import Example, Message, Prompt, Sampling
 from posttrain.engines.openai import OpenAIEngine, open_server, read_server
+from posttrain.engines.purse import Allowance
 from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.evaluate import Evaluation, evaluate
 from posttrain.pipeline.opening import open_engine
@@ -118,6 +119,7 @@ def test_greedy_text_and_usage_are_those_of_the_local_engine(remote: OpenAIEngin
         assert (theirs.text, theirs.finish, theirs.stopped_by) == (ours.text, ours.finish, ours.stopped_by)
         assert (theirs.usage.calls, theirs.usage.prompt) == (ours.usage.calls, ours.usage.prompt)
         assert theirs.usage.generated == ours.usage.generated
+        assert remote.count_tokens(ASK) == theirs.usage.prompt  # by the tokenizer in the folder that `shape` names
 
 
 def test_sample_i_is_the_same_alone_and_among_others(folder: Path, url: str) -> None:
@@ -162,6 +164,20 @@ def test_the_same_strategy_gives_the_same_rows(strategy: str, remote: OpenAIEngi
     assert [row.cost for row in rows["remote"]] == [row.cost for row in rows["local"]]  # FLOPs too: `shape` names the sizes
     assert rows["local"][0].cost["policy"]["flops"] > 0
     assert len({row.answer for row in rows["local"]}) > 1
+
+
+def test_a_budget_gives_the_same_rows_on_both(remote: OpenAIEngine, local: Engine, tmp_path: Path) -> None:
+    rows = {}
+    for name, engine in (("local", local), ("remote", remote)):
+        task = Letters()
+        evaluation = Evaluation(
+            stage="s", task=task, examples=task.examples("test"), prompt="zero_shot", strategy="greedy", model="m", seed=0,
+            allowance=Allowance.of(tokens=80),
+        )  # fmt: skip
+        assert 0 < evaluate(evaluation, engine, tmp_path / name, title=name).budget_rate < 1
+        rows[name] = load_ledger(tmp_path / name).rows
+    assert rows["remote"] == rows["local"]
+    assert all(row.cold().usage.tokens <= 80 for row in rows["remote"])
 
 
 def test_the_command_line_takes_it(folder: Path, url: str, tmp_path: Path) -> None:

@@ -5,18 +5,25 @@ import email.utils
 import json
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import fake_server
 import pytest
+import yaml
 from fake_server import Fake, serving
 
+from posttrain.cli.main import app
+from posttrain.cli.reporting import report_run
 from posttrain.core.errors import CapabilityError, ConfigError, ContextOverflowError, PosttrainError, ServerError
 from posttrain.core.protocols import Engine
 from posttrain.core.types import Completion, Message, Prompt, Sampling, Usage
 from posttrain.engines.openai import OpenAIEngine, open_server, read_server
 from posttrain.engines.openai.transport import Transport
+from posttrain.pipeline.recipe import load_recipe
+from posttrain.pipeline.run import run_recipe
 
 ASK = Prompt(messages=(Message(role="user", content="name some numbers"),))
+TASK = "reasoning_gym/chain_sum:min_terms=2,max_terms=2"
 HOT = Sampling(temperature=1.0, max_tokens=50)
 
 
@@ -358,6 +365,50 @@ def test_the_key_is_sent_and_written_nowhere(monkeypatch: pytest.MonkeyPatch, ca
         ]
         for text in (str(told.value), str(refused.value), caplog.text, *known, *map(str, vars(engine).values())):
             assert "very-secret" not in text
+
+
+@pytest.fixture
+def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server that wants a key; afterwards no file of the run may hold it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with serving(key="sk-very-secret", reply=lambda body, choice: "Answer: 3") as fake:
+        yield f"openai:toy,url={fake.url},key_env=MY_KEY"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"very-secret" in path.read_bytes()]
+
+
+def test_an_evaluation_writes_no_key_and_keeps_what_was_paid_for(secret: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*more: str) -> dict:
+        arguments = ["eval", "--model", secret, "--task", TASK, "--limit", "4", "--max-tokens", "20", "--json", *more]
+        app(arguments, standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    plain = told("--strategy", "self_consistency:n=2")
+    assert not Path("runs/generations.sqlite").exists()  # a server's weights are not seen: nothing is kept unasked
+    assert (plain["n"], plain["flops"], plain["unparsed_rate"]) == (4, None, 0)
+    cold = told("--strategy", "self_consistency:n=2", "--cache", "kept", "--out", "cold")
+    warm = told("--strategy", "self_consistency:n=2", "--cache", "kept", "--out", "warm")
+    assert plain["cost"] == cold["cost"] == warm["cost"]
+    assert (cold["spent"]["replayed"], warm["spent"]["tokens"]) == (0, 0)
+    held = told("--strategy", "self_consistency:n=8", "--budget-tokens", "800", "--out", "held")
+    assert held["budget_rate"] == 0  # the first answer has told how short the prompt is
+    less = told("--strategy", "self_consistency:n=8", "--budget-tokens", "100", "--out", "less")
+    assert (less["budget_rate"], less["cost"]["calls"]) == (1, 0)  # taken by its bytes, the prompt does not fit
+
+
+def test_a_recipe_takes_a_server(secret: str, tmp_path: Path) -> None:
+    stages = [{"name": "a", "lever": "prompting", "eval": {"max_tokens": 20}}]
+    stages.append({"name": "b", "lever": "test-time", "eval": {"strategy": "self_consistency:n=3", "max_tokens": 20}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "r", "model": secret, "task": TASK, "examples": {"test": 3}, "stages": stages}))
+    report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
+    assert report["unit"] == "tokens"
+    assert report["totals"]["flops"] is None
+    assert all(rung["per_query"]["flops"] is None for rung in report["rungs"])
+    again = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
+    assert again["rungs"] == report["rungs"]
 
 
 def stream_all(engine: OpenAIEngine, sampling: Sampling = HOT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from ..core.errors import ConfigError
 from ..core.protocols import Engine
 from ..core.seeds import rng
 from ..core.specs import parse
-from ..core.types import ModelShape
+from ..core.types import ModelShape, Prompt
 
 if TYPE_CHECKING:
     from ..engines.generations import Generations
@@ -84,21 +85,29 @@ def _remote(ref: str) -> Opened:
     from ..engines.openai import open_server, read_server
 
     server = read_server(ref)
-    engine = open_server(server, shape=None if server.shape is None else _shape(server.shape))
+    shape, count = (None, None) if server.shape is None else _known(server.shape)
+    engine = open_server(server, shape=shape, count_tokens=count)
     return Opened(engine=engine, name=engine.name)
 
 
-def _shape(ref: str) -> ModelShape:
-    """Return the sizes that a model folder's configuration tells; weights are not needed."""
+def _known(ref: str) -> tuple[ModelShape, Callable[[Prompt], int] | None]:
+    """Return the sizes that a model folder's configuration tells, and how its tokenizer counts a prompt, if it has one."""
     from transformers import AutoConfig
 
-    from ..models.load import resolve
+    from ..data.chat import render_prompt
+    from ..models.load import load_tokenizer, resolve
     from ..models.shape import shape_of
 
     path = Path(ref).expanduser() if Path(ref).expanduser().is_dir() else resolve(ref)
     if not (path / "config.json").is_file():
         raise ConfigError(f"model 'openai': shape '{ref}' has no config.json: give a model folder or an alias")
-    return shape_of(AutoConfig.from_pretrained(path))
+    shape = shape_of(AutoConfig.from_pretrained(path))
+    if not (path / "tokenizer.json").is_file():
+        return shape, None
+    tokenizer = load_tokenizer(path)
+    if not tokenizer.chat_template:
+        return shape, None
+    return shape, lambda prompt: len(render_prompt(tokenizer, prompt.messages, prefix=prompt.prefix))
 
 
 def _scripted(ref: str) -> Opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -38,9 +38,22 @@ class OpenAIEngine:
         model: the model's name there.
         features: what the server can do (`open_server` finds out).
         shape: sizes for the FLOPs formulas, if known.
+        count_tokens: the length of a prompt, if there is a way to know it before the server says it (for budgets).
     """
 
-    def __init__(self, server: Server, model: str, features: Features, *, shape: ModelShape | None = None) -> None:
+    count_tokens: Callable[[Prompt], int]
+
+    def __init__(
+        self,
+        server: Server,
+        model: str,
+        features: Features,
+        *,
+        shape: ModelShape | None = None,
+        count_tokens: Callable[[Prompt], int] | None = None,
+    ) -> None:
+        if count_tokens is not None:
+            self.count_tokens = count_tokens
         self._server = server
         self._transport = Transport(server)
         self._model = model
@@ -57,8 +70,9 @@ class OpenAIEngine:
 
     @property
     def fingerprint(self) -> str:
-        """The URL and the model's name as the server gives it, `version` and `extra` where set: the weights are not seen."""
+        """The URL, the model's name, also as the server gives it, and the settings that change what is generated."""
         parts = ["openai", self._transport.url, self._model, self._features.served, str(self._server.version)]
+        parts.append("together" if self._server.together else "")
         if self._server.more:
             told = json.dumps(self._server.more, sort_keys=True)
             parts.append(hashlib.sha256(told.encode()).hexdigest()[:12])
@@ -221,14 +235,16 @@ class _Gathered:
         return Usage(calls=1, generated=max(self.pieces, len(self._logprobs)))
 
 
-def open_server(server: Server, *, shape: ModelShape | None = None) -> OpenAIEngine:
+def open_server(
+    server: Server, *, shape: ModelShape | None = None, count_tokens: Callable[[Prompt], int] | None = None
+) -> OpenAIEngine:
     """Probe the server and return the engine; raises one sentence when it cannot be used."""
 
     async def ask() -> tuple[str, Features]:
         return await probe(Transport(server), server)
 
     model, features = _run(ask())
-    return OpenAIEngine(server, model, features, shape=shape)
+    return OpenAIEngine(server, model, features, shape=shape, count_tokens=count_tokens)
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:

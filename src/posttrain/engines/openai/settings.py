@@ -31,7 +31,8 @@ class Server:
         retries: how often a request is sent again after a failure that may pass.
         together: ask for all samples of a call in one request (`n`): cheaper at servers that charge the prompt with every
             request, but sample i then depends on how many are asked for.
-        shape: a model folder (its config.json is enough) or alias that says the model's sizes; without it FLOPs are unknown.
+        shape: a model folder (its config.json is enough) or alias that says the model's sizes, without which FLOPs are
+            unknown; with its tokenizer and template, prompts are counted before they are sent, which makes budgets exact.
         version: anything; part of the fingerprint. Change it when the weights behind the name have changed.
         extra: a JSON object added to every request, as in '{"chat_template_kwargs": {"enable_thinking": false}}'.
     """
