@@ -36,7 +36,7 @@ def respond(prompt: Prompt, sample: int, seed: int) -> str:
     found = re.findall(r"-?\d+(?: [+-] \d+)+", asked)
     total = sum(int(part) for part in re.findall(r"[+-]? ?\d+", found[-1].replace(" ", ""))) if found else 0
     value = total + (sample % 3 == 2)
-    if prompt.tail:
+    if prompt.pieces and isinstance(prompt.pieces[-1], str):  # the cue of the second stage
         return f" {value}."
     return f"It is a sum.\n\nAnswer: {value}" if not prompt.begun else f" It is a sum.\n\nAnswer: {value}"
 

@@ -174,12 +174,13 @@ def test_the_second_stage_of_a_real_engine_continues_tokens(tmp_path: Path) -> N
     assert [call[1][0].sample for call in seconds] == [0, 1, 2]
     for first, (asked, (second,)) in zip(firsts, seconds, strict=True):
         # a token per byte: the random bytes are no text that could be read back to the same tokens
-        tail = asked.tail.encode()
-        assert second.usage.prompt == firsts[0].usage.prompt + len(first.tokens) + len(tail)
-        assert tail.endswith(b"Therefore, the answer is")
+        assert asked.pieces[0] == first
+        cue = str(asked.pieces[-1])
+        assert second.usage.prompt == firsts[0].usage.prompt + len(first.tokens) + len(cue.encode())
+        assert cue.endswith("Therefore, the answer is")
     assert any(first.text.encode() != bytes(first.text, "ascii", "replace") for first in firsts)
     assert [candidate.text for candidate in candidates] == [
-        first.text + asked.tail + second.text for first, (asked, (second,)) in zip(firsts, seconds, strict=True)
+        first.text + str(asked.pieces[-1]) + second.text for first, (asked, (second,)) in zip(firsts, seconds, strict=True)
     ]
 
 
@@ -201,15 +202,16 @@ class Tokens:
         return {"input_ids": [self.vocabulary.setdefault(piece, len(self.vocabulary)) for piece in pieces]}
 
 
-def test_a_continuation_keeps_its_tokens_between_opening_and_tail() -> None:
+def test_a_continuation_keeps_its_tokens_between_opening_and_text() -> None:
     tokenizer, messages = Tokens(), (Message(role="user", content="Q"),)
 
     def ids(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
     written = Completion(text="solution", tokens=(900, 901))  # "sol", "ution": not what the text would be read as
-    found = render_prompt(tokenizer, messages, prefix=written, opening="Let", tail="\nSo")
+    found = render_prompt(tokenizer, messages, opening="Let", prefix=(written, "\nSo"))
     assert found == [*ids("QLet"), 900, 901, *ids("\n"), *ids("So")]
-    assert render_prompt(tokenizer, messages, prefix=written, tail="So")[-1:] == ids("So")
-    assert render_prompt(tokenizer, messages, opening="Let", prefix="us") == ids("QLetus")
+    assert render_prompt(tokenizer, messages, prefix=(written, "So"))[-1:] == ids("So")
+    assert render_prompt(tokenizer, messages, prefix=("Let", "us", written)) == [*ids("QLetus"), 900, 901]  # no opening
+    assert render_prompt(tokenizer, messages, opening="Let", prefix="us") == [*ids("QLet"), *ids("us")]
     assert render_prompt(tokenizer, messages, opening="Let") == ids("QLet")

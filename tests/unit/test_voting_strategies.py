@@ -242,9 +242,11 @@ def test_the_second_stage_of_zero_shot_cot_is_read() -> None:
     assert asked[1].begun == "Let's think step by step. 3 + 4 is 8, or 7.\nTherefore, the answer is"
     # the reasoning is continued by its own tokens, and only the cue is text
     first = asyncio.run(ScriptedEngine({"Q": " 3 + 4 is 8, or 7."}).generate(PROMPT, Sampling(), seed=0))[0]
-    assert isinstance(asked[1].prefix, Completion)
-    assert asked[1].prefix.tokens == first.tokens
-    assert (asked[1].opening, asked[1].tail) == ("Let's think step by step.", "\nTherefore, the answer is")
+    assert asked[1].opening == "Let's think step by step."
+    reasoning, cue = asked[1].pieces
+    assert isinstance(reasoning, Completion)
+    assert reasoning.tokens == first.tokens
+    assert cue == "\nTherefore, the answer is"
 
 
 def test_the_second_stage_goes_on_from_what_was_written_before() -> None:
@@ -254,7 +256,7 @@ def test_the_second_stage_goes_on_from_what_was_written_before() -> None:
     (found,) = asyncio.run(tools([], engine=engine).sample(prompt, Sampling(), seed=0))
     assert found.text == " so 7.\nAnswer: so 7."
     assert engine.prompt.begun == "Let's think. First, so 7.\nAnswer:"
-    assert engine.prompt.prefix.tokens[:2] == (11, 12)
+    assert engine.prompt.pieces[0].tokens == (11, 12)
 
 
 def test_a_budget_spent_after_the_reasoning_leaves_the_reasoning() -> None:

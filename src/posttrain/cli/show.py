@@ -52,12 +52,16 @@ def show_result(result: Mapping[str, Any]) -> None:
             "shots dropped",
             "{shots} in {examples} prompts that did not fit the context".format_map(result["shots_dropped"]),
         )
+    if result["budget_rate"]:
+        table.add_row("ended by the budget", f"{result['budget_rate']:.1%}")
     for role, usage in result["usage"].items():
         table.add_row(
             role, f"{usage['prompt']:,} prompt + {usage['generated']:,} generated tokens in {usage['calls']:,} calls"
         )
     table.add_row(
-        "cost", f"{result['cost']['tokens']:,} tokens" + (f", {result['flops']:.3g} FLOPs" if result["flops"] else "")
+        "cost",
+        f"{result['cost']['tokens']:,} tokens"
+        + (f", {result['flops']:.3g} FLOPs" if result["flops"] else ", FLOPs unknown"),
     )
     table.add_row("seconds", f"{result['seconds']:.1f}")
     table.add_row("prompt, strategy", f"{result['prompt']}, {result['strategy']}")

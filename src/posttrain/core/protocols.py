@@ -166,45 +166,33 @@ class Tools:
         Under a budget fewer samples may come back than were asked for, the first ones; `BudgetSpentError` if none.
         """
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
-        texts = [completion.text for completion in completions]
-        if prompt.cue is not None:
-            texts = await asyncio.gather(
-                *(self._finished(prompt, prompt.cue, completion, sampling, seed) for completion in completions)
-            )
-        return [
-            Candidate(text=text, answer=self.extract(text), completion=completion)
-            for text, completion in zip(texts, completions, strict=True)
-        ]
+        if prompt.cue is None:
+            return [self._candidate(completion.text, completion) for completion in completions]
+        return list(await asyncio.gather(*(self.read(prompt, each, sampling, seed=seed) for each in completions)))
+
+    async def read(self, prompt: Prompt, completion: Completion, sampling: Sampling, *, seed: int) -> Candidate:
+        """Read the answer of a whole reply to `prompt`, however it was written; with a `cue`, after the second stage.
+
+        The second stage continues prompt and reasoning by their own tokens. When the budget is spent before it, the text is
+        the reasoning alone; so it is for a trace that a watch has ended: that one has no answer to ask for.
+        """
+        if prompt.cue is None or completion.finish == "watch":
+            return self._candidate(completion.text, completion)
+        return self._candidate(await self._finished(prompt, prompt.cue, completion, sampling, seed), completion)
+
+    def _candidate(self, text: str, completion: Completion) -> Candidate:
+        return Candidate(text=text, answer=self.extract(text), completion=completion)
 
     async def _finished(self, prompt: Prompt, cue: str, completion: Completion, sampling: Sampling, seed: int) -> str:
-        """Return the text with its second stage; the reasoning is continued by its own tokens, never tokenised anew.
-
-        When the budget is spent before the second stage, the text is the reasoning alone; so it is for a trace that was
-        ended early: that one has no answer to ask for.
-        """
-        if completion.finish == "watch":
-            return completion.text
-        tail = cue if completion.text.endswith("\n") else f"\n{cue}"
-        opening = prompt.opening + (prompt.prefix if isinstance(prompt.prefix, str) else "")
-        written = _joined(prompt.prefix, completion)
-        opened = replace(prompt, opening=opening, prefix=written, tail=tail, cue=None)
+        behind = cue if completion.text.endswith("\n") else f"\n{cue}"
+        written = completion if completion.tokens or not completion.text else completion.text
+        opened = replace(prompt, prefix=(*prompt.pieces, written, behind), cue=None)
         second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0, stop=())
         try:
             (answer,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
         except BudgetSpentError:
             return completion.text
-        return f"{completion.text}{tail}{answer.text}"
-
-
-def _joined(
-    before: Completion | str | tuple[Completion | str, ...] | None, after: Completion
-) -> Completion | tuple[Completion | str, ...]:
-    """Return what has been written so far, to be continued: text and tokens behind one another."""
-    if isinstance(before, tuple):
-        return (*before, after)
-    if not isinstance(before, Completion):
-        return after
-    return replace(after, text=before.text + after.text, tokens=before.tokens + after.tokens)
+        return f"{completion.text}{behind}{answer.text}"
 
 
 class Strategy(Protocol):

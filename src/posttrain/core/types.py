@@ -182,23 +182,20 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation to answer. The assistant's turn is begun by `opening`, then `prefix`, then `tail`.
+    """A conversation to answer. The assistant's turn is begun by `opening`, then `prefix`.
 
-    `opening` is the prompter's, and is tokenised together with the prompt. `prefix` is what has been written since; a
-    `Completion` is continued by its token ids. `tail` is text put behind it, tokenised on its own.
-
-    A tuple holds several pieces in order, as in `("Let's think.", completion, "Wait")`: texts behind a completion are
-    tokenised on their own, so that no seam is ever tokenised again.
+    `opening` is the prompter's, and is tokenised together with the prompt. `prefix` is what follows it, in one piece or in
+    several, as in `(completion, "Wait", completion)`: a `Completion` is continued by its token ids and a text is tokenised
+    on its own, so that no seam is ever tokenised again. Texts that begin a turn without an opening are its opening.
 
     `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
     text and the answer is read from what follows.
     """
 
     messages: tuple[Message, ...]
+    opening: str = ""
     prefix: Completion | str | tuple[Completion | str, ...] | None = None
     cue: str | None = None
-    opening: str = ""
-    tail: str = ""
 
     @property
     def pieces(self) -> tuple[Completion | str, ...]:
@@ -210,8 +207,7 @@ class Prompt:
     @property
     def begun(self) -> str:
         """The text of the assistant's turn so far."""
-        written = "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
-        return self.opening + written + self.tail
+        return self.opening + "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

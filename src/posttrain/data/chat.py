@@ -32,34 +32,34 @@ def render_prompt(
     tokenizer: Any,
     messages: Sequence[Message],
     *,
-    prefix: Completion | str | tuple[Completion | str, ...] | None = None,
     opening: str = "",
-    tail: str = "",
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None,
 ) -> list[int]:
-    """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
+    """Return the token ids of a prompt, the last of which open (or continue) the assistant's turn.
 
-    The turn's opening, and a text prefix, are tokenised together with the prompt's text, as they would be had the model
-    been trained on it. A `Completion` is continued by its own ids, never re-tokenised across the seam; a text behind one
-    (a piece of the prefix, the tail) is tokenised on its own.
+    The turn's opening, and texts that begin a turn without one, are tokenised together with the prompt's text, as they would
+    be had the model been trained on it. A `Completion` is continued by its own ids, never re-tokenised across the seam; any
+    other text is tokenised on its own.
     """
-    written = () if prefix is None else prefix if isinstance(prefix, tuple) else (prefix,)
-    pieces = (*written, tail) if tail else written
-    heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
-    text = render_text(tokenizer, messages, generation_prompt=True) + opening + "".join(str(head) for head in heads)
+    pieces = () if prefix is None else prefix if isinstance(prefix, tuple) else (prefix,)
+    if not opening:
+        heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+        pieces, opening = pieces[len(heads) :], "".join(map(str, heads))
+    text = render_text(tokenizer, messages, generation_prompt=True) + opening
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for piece in pieces[len(heads) :]:
-        ids += piece.tokens if isinstance(piece, Completion) else _tail_ids(tokenizer, piece)
+    for piece in pieces:
+        ids += piece.tokens if isinstance(piece, Completion) else _behind(tokenizer, piece)
     return ids
 
 
-def _tail_ids(tokenizer: Any, tail: str) -> list[int]:
+def _behind(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
-    if not tail:
+    if not text:
         return []
-    before = "x" if tail.startswith("\n") else "\n"
+    before = "x" if text.startswith("\n") else "\n"
     head: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer(before + tail, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(before + text, add_special_tokens=False)["input_ids"]
     if whole[: len(head)] == head:
         return whole[len(head) :]
-    alone: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return alone

@@ -96,6 +96,14 @@ class ScriptedEngine:
         """Return the words of the conversation and of the opened answer."""
         return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.begun))
 
+    def count_text(self, text: str) -> int:
+        """Return the words of a text."""
+        return len(_words(text))
+
+    def text_of(self, completion: Completion, tokens: int) -> str:
+        """Return the text of a completion's first words."""
+        return "".join(_words(completion.text)[:tokens])
+
     def _need(self, capability: str, wanted: bool) -> None:
         if wanted and capability not in self.can:
             raise CapabilityError(f"this scripted engine was made without '{capability}'")

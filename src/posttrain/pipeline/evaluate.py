@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.errors import CapabilityError, PosttrainError
+from ..core.errors import BudgetSpentError, CapabilityError, PosttrainError
 from ..core.files import read_json, write_json
 from ..core.progress import progress
 from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Example, Sampled, Sampling
+from ..engines.budget import Budgeted
 from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
+from ..engines.purse import Allowance, Purses, Share
 from ..ledger.row import Row, Samples, cold, timing_of
 from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
@@ -39,6 +41,7 @@ class Evaluation:
     model: str
     seed: int
     max_tokens: int | None = None  # the task's own limit if not given
+    allowance: Allowance | None = None
 
 
 def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str) -> Summary:
@@ -55,10 +58,14 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
                 f"{kind} '{spec}' needs an engine with {', '.join(sorted(lacking))}; this one offers "
                 f"{', '.join(sorted(engine.can)) or 'generation only'}"
             )
-    with _Clock(folder / "clock.json") as clock, Ledger(folder, [example.id for example in evaluation.examples]) as ledger:
-        todo = [example for example in evaluation.examples if example.id not in ledger.done]
-        with progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance:
-            asyncio.run(_answer_all(evaluation, engine, ledger, todo, prompter, strategy, advance, clock))
+    if evaluation.allowance is not None:
+        evaluation.allowance.check(engine)
+    with (
+        _Clock(folder / "clock.json") as clock,
+        Ledger(folder, [example.id for example in evaluation.examples]) as ledger,
+        progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance,
+    ):
+        asyncio.run(_answer_all(evaluation, engine, ledger, prompter, strategy, advance, clock))
     loaded = load_ledger(folder)
     return summarise(loaded.rows, loaded.timings, seconds=clock.seconds)
 
@@ -67,7 +74,6 @@ async def _answer_all(
     evaluation: Evaluation,
     engine: Engine,
     ledger: Ledger,
-    todo: Sequence[Example],
     prompter: Prompter,
     strategy: Strategy,
     advance: Callable[..., None],
@@ -75,13 +81,14 @@ async def _answer_all(
 ) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
     right = sum(row.score or 0.0 for row in ledger.rows)
+    finished = {row.example: row.cold() for row in ledger.rows}
+    purses = Purses(evaluation.allowance, list(finished.values()))
 
     async def one(example: Example) -> None:
         nonlocal right
-        async with gate:
+        async with gate, purses.example() as (account, share):
             began = time.monotonic()
-            account = Account()
-            answer = await _answer(evaluation, engine, account, example, prompter, strategy)
+            answer = await _answer(evaluation, engine, account, share, example, prompter, strategy)
             row, samples = _graded(evaluation, example, answer, account)
             ledger.add(row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began))
             clock.tick()
@@ -90,8 +97,9 @@ async def _answer_all(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for example in todo:
-                group.create_task(one(example))
+            for example in evaluation.examples:
+                cost = finished.get(example.id)
+                group.create_task(one(example) if cost is None else purses.finished(cost))
     except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
         raise _first(failed) from None
 
@@ -103,11 +111,18 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _answer(
-    evaluation: Evaluation, engine: Engine, account: Account, example: Example, prompter: Prompter, strategy: Strategy
+    evaluation: Evaluation,
+    engine: Engine,
+    account: Account,
+    share: Share | None,
+    example: Example,
+    prompter: Prompter,
+    strategy: Strategy,
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    engine = fitting = Fitting(engine)
+    fitting = Fitting(engine)
+    engine = fitting if share is None else Budgeted(fitting, share)
     metered, golds = Metered(engine, account, "verifier"), {example.id: example}
     wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
     verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
@@ -117,8 +132,15 @@ async def _answer(
         key=task.key,
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
+        budget=share,
     )
-    return fitting.noted(await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample")))
+    try:
+        answer = await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    except* BudgetSpentError:  # it had nothing yet
+        answer = Answer(text="", answer=None)
+    if share is not None and share.short:
+        answer = replace(answer, trace={**answer.trace, "budget": "spent"})
+    return fitting.noted(answer)
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:

@@ -23,7 +23,7 @@ from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
 from .evaluate import Evaluation, evaluate, shots_dropped
 from .methods import build_prompter, build_strategy
-from .opening import Opened, open_engine
+from .opening import Opened, open_engine, static_fingerprint
 
 __all__ = ["Bench", "Measured", "Models"]
 
@@ -40,11 +40,7 @@ class Models:
 
     def fingerprint(self, ref: str) -> str:
         """Name a model by its content, without loading it."""
-        if ref.partition(":")[0] == "scripted":
-            return ref
-        from ..models.load import fingerprint_of
-
-        return fingerprint_of(ref)
+        return static_fingerprint(ref)
 
     def open(self, ref: str) -> Opened:
         """Return the model's engine."""

@@ -25,6 +25,27 @@ class EvalStage(Strict):
     strategy: str = "greedy"
     instruction: str | None = None  # an earlier search stage, whose instruction is put before the prompt
     max_tokens: int | None = Field(default=None, ge=1)  # the task's own limit if not given
+    budget_tokens: int | None = Field(default=None, ge=1)  # per example, over all roles
+    budget_flops: float | None = Field(default=None, gt=0)
+    run_budget_tokens: int | None = Field(default=None, ge=1)  # for the whole evaluation
+    run_budget_flops: float | None = Field(default=None, gt=0)
+
+    @property
+    def allowance(self) -> dict[str, float | None]:
+        """The budgets, by the names of `Allowance.of`."""
+        return {
+            "tokens": self.budget_tokens,
+            "flops": self.budget_flops,
+            "run_tokens": self.run_budget_tokens,
+            "run_flops": self.run_budget_flops,
+        }
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> EvalStage:
+        budgets = self.allowance
+        if any(budgets[n] for n in ("tokens", "run_tokens")) and any(budgets[n] for n in ("flops", "run_flops")):
+            raise ValueError("give budgets in tokens or in FLOPs, not both")
+        return self
 
 
 class SearchStage(Strict):
@@ -102,6 +123,7 @@ class Recipe(Strict):
     device: str = "auto"
     dtype: str = "auto"
     slots: int = Field(default=128, ge=1)
+    cache: bool = False  # keep what is generated in the run folder: stages and resumed runs generate nothing twice
     examples: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)

@@ -8,18 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Usage
+from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
-from .opening import Opened, open_engine
+from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+
+if TYPE_CHECKING:
+    from ..engines.generations import Generations
 
 __all__ = ["Done", "Workshop", "cost_from", "cost_to"]
 
@@ -55,6 +59,15 @@ class Workshop:
     _engine: tuple[str, Opened] | None = None
 
     @cached_property
+    def kept(self) -> Generations | None:
+        """The run's cache of generations, if the recipe asks for one."""
+        if not self.recipe.cache:
+            return None
+        from ..engines.generations import Generations
+
+        return Generations(self.out / "generations.sqlite")
+
+    @cached_property
     def task(self) -> Task:
         """The recipe's task, loaded once."""
         from ..tasks.registry import load_task
@@ -65,15 +78,15 @@ class Workshop:
     @cached_property
     def base_fingerprint(self) -> str:
         """What the recipe's model is, by content."""
-        if self.recipe.model.startswith("scripted"):
-            return self.recipe.model
-        from ..models.load import fingerprint_of
-
-        return fingerprint_of(self.recipe.model)
+        return static_fingerprint(self.recipe.model)
 
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
+        if stage.eval is not None:  # a budget that is not set leaves the key as it is
+            config["eval"] = {
+                key: value for key, value in config["eval"].items() if "budget" not in key or value is not None
+            }
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -130,6 +143,7 @@ class Workshop:
             model=stage.model or opened.name,
             seed=self.recipe.seed,
             max_tokens=config.max_tokens,
+            allowance=Allowance.of(**config.allowance),
         )
         return evaluate(evaluation, opened.engine, folder, title=stage.label or stage.name).cost
 
@@ -164,7 +178,10 @@ class Workshop:
         if self._engine is None or self._engine[0] != ref:
             self._engine = None
             recipe = self.recipe
-            self._engine = (ref, open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots))
+            self._engine = (
+                ref,
+                open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots, kept=self.kept),
+            )
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
@@ -199,6 +216,13 @@ class Workshop:
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
         trained = build_trainer(config.method)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
+
+    def close(self) -> None:
+        """Let go of the model and of the cache's file."""
+        self._engine = None
+        kept = self.__dict__.get("kept")
+        if kept is not None:
+            kept.close()
 
     def ancestors(self, name: str) -> list[str]:
         """Return every stage that a stage builds on, itself included, in the recipe's order."""

@@ -114,8 +114,7 @@ class BudgetForcing:
         """Continue what is written by its token ids; None when the budget is spent and something is there."""
         if written and tools.spent():
             return None
-        before = (*prompt.pieces, prompt.tail) if prompt.tail else prompt.pieces
-        opened = replace(prompt, prefix=(*before, *written) or None, tail="", cue=None)
+        opened = replace(prompt, prefix=(*prompt.pieces, *written) or None, cue=None)
         try:
             (piece,) = await tools.engine.generate(opened, sampling, seed=seed)
         except BudgetSpentError:

@@ -135,7 +135,7 @@ class SelfRefine:
     async def _criticise(self, prompt: Prompt, latest: Candidate, tools: Tools, seed: int) -> str | None:
         if tools.spent():
             return None
-        request = replace(_after(prompt, latest, self.critique or CRITIQUE), prefix=None, cue=None, opening="", tail="")
+        request = replace(_after(prompt, latest, self.critique or CRITIQUE), opening="", prefix=None, cue=None)
         sampling = replace(tools.sampling, temperature=self.temperature)
         try:
             (critique,) = await tools.engine.generate(request, sampling, seed=seed)
