@@ -171,11 +171,17 @@ class Tools:
             for text, completion in zip(texts, completions, strict=True)
         ]
 
+    async def read(self, prompt: Prompt, completion: Completion, sampling: Sampling, *, seed: int) -> Candidate:
+        """Read the answer of a reply to `prompt` that was written in pieces, with the second stage if there is a `cue`."""
+        text = await self._finished(prompt, completion, sampling, seed)
+        return Candidate(text=text, answer=self.extract(text), completion=completion)
+
     async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
         if prompt.cue is None:
             return completion.text
         reasoning = completion.text.rstrip()
-        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
+        before = prompt.prefix or ""
+        head = before.opening + before.text if isinstance(before, Completion) else before
         opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
         second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
         (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])

@@ -160,6 +160,8 @@ class Completion:
     top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
     `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
     `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
+    `opening` is the text that opened the assistant's turn before these tokens (a prompt's text prefix): as the prefix of
+    a further prompt, a completion is preceded by it.
     """
 
     text: str
@@ -170,6 +172,7 @@ class Completion:
     end_logprob: float | None = None
     finish: Finish = "stop"
     stopped_by: str | None = None
+    opening: str = ""
     sample: int = 0
     usage: Usage = field(default_factory=Usage)
 

@@ -30,11 +30,10 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
 def render_prompt(tokenizer: Any, messages: Sequence[Message], *, prefix: Completion | str | None = None) -> list[int]:
     """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
 
-    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix is tokenised
-    together with the prompt's text, as it would be had the model been trained on it.
+    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix, or the text that
+    opened a completion's turn, is tokenised with the prompt's text, as it would be had the model been trained on it.
     """
     text = render_text(tokenizer, messages, generation_prompt=True)
-    if isinstance(prefix, str):
-        text += prefix
+    text += prefix.opening if isinstance(prefix, Completion) else prefix or ""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids + list(prefix.tokens) if isinstance(prefix, Completion) else ids

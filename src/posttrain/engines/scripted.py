@@ -93,7 +93,8 @@ class ScriptedEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the words of the conversation and of the opened answer."""
-        prefix = prompt.prefix.text if isinstance(prompt.prefix, Completion) else prompt.prefix or ""
+        prefix = prompt.prefix or ""
+        prefix = prefix.opening + prefix.text if isinstance(prefix, Completion) else prefix
         return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prefix))
 
     def _need(self, capability: str, wanted: bool) -> None:
