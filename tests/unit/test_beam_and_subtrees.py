@@ -257,6 +257,7 @@ def test_a_spent_budget_gives_the_best_so_far(method: str, holds: int) -> None:
     engine = Limited({}, respond=tree(3, at_random), holds=holds)
     found = answer(spec(method, verifier="v"), tools(engine, v=along("aba")))
     assert found.trace["generations"] == len(engine.given) <= holds
+    assert bool(found.trace.get("budget_spent")) == engine.refused
     assert found.text
     assert (found.answer is not None) == (found.trace["finished"] > 0)
     if holds == 1:  # one step of a reply of four

@@ -139,6 +139,7 @@ class Search:
         self.sampling = replace(tools.sampling, temperature=temperature, top_p=top_p)
         self.step_tokens, self.verifier, self.aggregate = step_tokens, verifier, aggregate
         self.generations = self.duplicates = 0
+        self._short = False
         self._refused: BudgetSpentError | None = None
         self._scores: dict[tuple[str, str], float | None] = {}
         self._read: dict[Completion, Candidate] = {}
@@ -146,18 +147,19 @@ class Search:
 
     @property
     def spent(self) -> bool:
-        """Whether the budget is used up, or a call did not fit any more."""
-        return self._refused is not None or self.tools.spent()
+        """Whether the budget is used up, or did not hold a whole call any more."""
+        return self._short or self._refused is not None or self.tools.spent()
 
     async def draw(self, prompt: Prompt, sampling: Sampling, *, seed: int, samples: Sequence[int]) -> list[Completion]:
         """Generate; fewer, or none, when the budget does not hold them all."""
-        if not samples or self._refused is not None:
+        if not samples or self._short or self._refused is not None:
             return []
         try:
             drawn = await self.tools.engine.generate(prompt, sampling, seed=seed, samples=samples)
         except BudgetSpentError as error:
             self._refused = error
             return []
+        self._short = self._short or len(drawn) < len(samples)
         return drawn
 
     async def grow(self, path: Path, samples: Sequence[int], *, seed: int, last: bool = False) -> list[Path]:
