@@ -402,6 +402,14 @@ def test_proposals_that_lead_nowhere_are_written_to_the_end() -> None:
     assert found.trace["thoughts"] == ["first", "second", "So: Answer: 8"]
 
 
+def test_without_a_readable_proposal_the_whole_reply_is_written() -> None:
+    engine = Recorded(
+        {}, respond=lambda prompt, sample, seed: "Answer: 8" if prompt.messages[-1].content == "Q" else "\n \n"
+    )
+    found = answer("tree_of_thoughts:generate=propose", tools(engine))
+    assert (found.answer, found.trace["states"], found.trace["goal"]) == ("8", 0, True)
+
+
 @pytest.mark.parametrize("holds", [1, 2, 5, 9, 20])
 @pytest.mark.parametrize("settings", ["search=bfs", "search=dfs", "generate=propose", "evaluate=vote"])
 def test_a_spent_budget_gives_the_best_so_far(settings: str, holds: int) -> None:

@@ -219,13 +219,14 @@ class _Tree:
         return children
 
     async def finish_best(self) -> None:
-        """Write the rest of the best open state in one go, if the budget allows."""
-        node = self.best_open
+        """Write the rest of the best open state in one go (the whole reply if no state was made), if the budget allows."""
+        node = self.root if self.made == 0 else self.best_open
         if node is not None and node.path.open and not self.search.spent:
             for path in await self.search.grow(node.path, [0], seed=self.seed, last=True):
                 rest = path.completion.text[len(node.path.completion.text) :].strip()
                 whole = _Node(path=path, depth=node.depth + 1, thoughts=(*node.thoughts, rest), value=node.value)
                 self.goal = next(iter(await self._settle([whole])), None)
+                self.best_open = whole
 
     async def _thoughts(self, node: _Node, k: int) -> list[Path]:
         proposing, deepest = self.method.generate == "propose", self.method.steps
