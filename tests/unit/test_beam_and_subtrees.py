@@ -367,3 +367,9 @@ def test_the_same_seed_gives_the_same_answer_among_others(method: str) -> None:
     found = asyncio.run(many(given))
     assert found[0] == found[2] == answer(spec(method, verifier="v"), given, seed=1)
     assert len({one.text for one in found} | {str(one.trace) for one in found}) > 2  # type: ignore[attr-defined]
+
+
+def test_subtrees_are_drawn_apart_where_they_have_come_to_the_same_beginning() -> None:
+    engine = Recorded({}, respond=tree(6, lambda path, sample, seed: "a" if not path else at_random(path, sample, seed)))
+    found = answer("diverse_tree_search:n=4,width=1", tools(engine))
+    assert len({candidate.text for candidate in found.candidates}) > 1

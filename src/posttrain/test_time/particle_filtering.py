@@ -30,7 +30,7 @@ class ParticleFiltering:
 
     Unlike beam search it keeps what is only somewhat less likely, in proportion, and so survives a noisy verifier: what it
     samples from is p(y | x) Π_t exp(w_t). A finished particle keeps its last weight, and competes with it at every later
-    resampling, as in the authors' implementation (`weigh=each`). With `weigh=last` a particle is weighted by the change of
+    resampling, as in the authors' library (`weigh=each`). With `weigh=last` a particle is weighted by the change of
     its weight instead; the products telescope, a finished particle is weighed once, and the target is p(y | x) exp(w_T):
     it does not depend on how many steps a reply is written in.
 
