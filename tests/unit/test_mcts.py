@@ -88,6 +88,15 @@ def test_all_finished_replies_are_candidates_with_their_values() -> None:
     assert all(candidate.answer == digits(letters(candidate.text)) for candidate in found.candidates)
 
 
+def test_more_simulations_only_add() -> None:
+    few, many = (
+        answer(f"mcts:simulations={n},expand=2,verifier=v", tools(Recorded({}, respond=rest_at_random), v=Judge(misleading)))
+        for n in (10, 30)
+    )
+    assert [candidate.text for candidate in many.candidates[: len(few.candidates)]] == [c.text for c in few.candidates]
+    assert len(many.candidates) > len(few.candidates)
+
+
 def bandit(prompt: Prompt, sample: int, seed: int) -> str:
     """One step: three finished replies, drawn by turns."""
     return "Answer: " + "123"[sample % 3]

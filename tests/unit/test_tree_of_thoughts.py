@@ -336,6 +336,27 @@ def test_equal_states_are_one_and_judged_once() -> None:
     assert found.trace["states"] == 4 * 4
 
 
+def test_the_same_steps_open_and_ended_share_their_verdicts() -> None:
+    """ "a 3" with the turn ended and "a 3" with a line to follow are two states, but one question."""
+
+    def respond(prompt: Prompt, sample: int, seed: int) -> str:
+        if prompt.messages[-1].content != "Q":
+            return "likely"
+        return "a 3" + "\nAnswer: 4" * (sample % 2) if prompt.prefix is None else "Answer: 4"
+
+    engine = Recorded({}, respond=respond)
+    found = answer("tree_of_thoughts:expand=2,goal=g,steps=3", tools(engine, g=Judge(lambda text: float("4" in text))))
+    assert found.answer == "4"
+    assert found.trace["verdicts"] == 3
+
+
+def test_depth_first_search_goes_to_the_best_child_first() -> None:
+    engine = thinker(lambda asked, sample: "sure" if "cb".startswith(judged(asked)) else "likely", depth=3)
+    found = answer("tree_of_thoughts:search=dfs,expand=3,steps=5", tools(engine))
+    entered = [event["thought"] for event in found.trace["events"] if event["event"] == "enter"]
+    assert entered[:2] == ["c", "b"]
+
+
 # --- goals ------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -96,7 +97,7 @@ class Evaluator:
         self._search, self._question, self._value, self._vote = search, question, value, vote
         self._n, self._seed = n, seed
         self._sampling = replace(search.sampling, max_tokens=tokens, stop=())
-        self._cache: dict[tuple[str, int, Sampling], list[float]] = {}
+        self._asked: dict[tuple[str, int, Sampling], asyncio.Future[list[float]]] = {}
         self.asked = self.unparsed = 0
 
     async def value(self, path: Path) -> float | None:
@@ -116,12 +117,15 @@ class Evaluator:
 
     async def _ask(self, text: str, read: Callable[[str], float | None]) -> list[float]:
         key = (text, self._n, self._sampling)
-        if key not in self._cache:
-            prompt = Prompt(messages=(Message(role="user", content=text),))
-            drawn = await self._search.draw(prompt, self._sampling, seed=self._seed, samples=range(self._n))
-            # A verdict that was cut off is none: what stands last in it is in the middle of a thought.
-            verdicts = [None if completion.finish == "length" else read(completion.text) for completion in drawn]
-            self.asked += len(verdicts)
-            self.unparsed += verdicts.count(None)
-            self._cache[key] = [verdict for verdict in verdicts if verdict is not None]
-        return self._cache[key]
+        if key not in self._asked:  # the task, not its result: equal questions are put at the same time
+            self._asked[key] = asyncio.ensure_future(self._verdicts(text, read))
+        return await self._asked[key]
+
+    async def _verdicts(self, text: str, read: Callable[[str], float | None]) -> list[float]:
+        prompt = Prompt(messages=(Message(role="user", content=text),))
+        drawn = await self._search.draw(prompt, self._sampling, seed=self._seed, samples=range(self._n))
+        # A verdict that was cut off is none: what stands last in it is in the middle of a thought.
+        verdicts = [None if completion.finish == "length" else read(completion.text) for completion in drawn]
+        self.asked += len(verdicts)
+        self.unparsed += verdicts.count(None)
+        return [verdict for verdict in verdicts if verdict is not None]
