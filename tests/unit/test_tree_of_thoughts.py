@@ -456,6 +456,8 @@ def test_settings_that_do_not_fit_are_named() -> None:
         answer("tree_of_thoughts:evaluate=verifier", given)
     with pytest.raises(ConfigError, match="proposed thoughts have no likelihood"):
         answer("tree_of_thoughts:evaluate=verifier,verifier=likelihood,generate=propose", given)
+    with pytest.raises(ConfigError, match="goal=likelihood accepts nothing"):
+        answer("tree_of_thoughts:goal=likelihood", given)
     with pytest.raises(ConfigError, match="verifier 'g' was not set up"):
         answer("tree_of_thoughts:goal=g", given)
 

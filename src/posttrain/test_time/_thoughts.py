@@ -1,4 +1,4 @@
-"""The questions that tree of thoughts puts to the model, and the strict reading of what it says."""
+"""The states of a tree of thoughts, the questions that are put to the model, and the strict reading of what it says."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import asyncio
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 
 from ..core.errors import ConfigError
 from ..core.types import Completion, Message, Prompt, Sampling
 from ._steps import Path, Search
 
-__all__ = ["PROPOSE", "VALUE", "VOTE", "Evaluator", "fill", "read_proposals", "read_value", "read_vote", "template"]
+__all__ = [
+    "PROPOSE",
+    "VALUE",
+    "VOTE",
+    "Evaluator",
+    "Node",
+    "Proposer",
+    "fill",
+    "read_proposals",
+    "read_value",
+    "read_vote",
+    "template",
+]
 
 PROPOSE = """{question}
 
@@ -88,6 +100,52 @@ def read_vote(text: str, choices: int) -> int | None:
     found = _CHOICE.findall(text)
     number = int(found[-1]) if found else 0
     return number - 1 if 1 <= number <= choices else None
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Node:
+    """A state: the reply so far."""
+
+    path: Path
+    depth: int = 0
+    thoughts: tuple[str, ...] = ()
+    value: float = 0.5
+    answered: bool = False
+
+    @property
+    def told(self) -> float | None:
+        """The value as a trace holds it: None where a verifier gave no score."""
+        return None if self.value == -math.inf else self.value
+
+    def before(self, other: Node) -> bool:
+        """Say whether to prefer this state as the one to finish: not cut off, of higher value, deeper."""
+        return (self.path.open, self.value, self.depth) > (other.path.open, other.value, other.depth)
+
+
+class Proposer:
+    """Next steps by one question for a list of them; they are texts, with a share each of what the list has cost."""
+
+    def __init__(self, search: Search, question: str, *, prompt: str, mark: str, seed: int) -> None:
+        self._search, self._question, self._prompt, self._mark, self._seed = search, question, prompt, mark, seed
+
+    async def next_steps(self, path: Path, k: int) -> list[Path]:
+        """Return the path with each of at most k proposed steps; one that contains the answer mark ends it."""
+        text = fill(self._prompt, question=self._question, steps=path.text or "(none yet)", k=str(k))
+        asked = Prompt(messages=(Message(role="user", content=text),))
+        drawn = await self._search.draw(asked, replace(self._search.sampling, stop=()), seed=self._seed, samples=[0])
+        steps = read_proposals(drawn[0])[:k] if drawn else []
+        return [self._longer(path, step, -(-drawn[0].usage.generated // len(steps))) for step in steps]
+
+    def _longer(self, path: Path, step: str, tokens: int) -> Path:
+        generated = path.generated + tokens
+        ended = self._mark != "" and self._mark in step
+        return Path(
+            completion=Completion(text=path.completion.text + step + self._search.separator),
+            steps=path.steps + 1,
+            generated=generated,
+            done=ended,
+            cut=not ended and generated >= self._search.sampling.max_tokens,
+        )
 
 
 class Evaluator:

@@ -12,9 +12,9 @@ from pydantic import Field
 from ..core.errors import ConfigError
 from ..core.protocols import Tools
 from ..core.seeds import derive
-from ..core.types import Answer, Completion, Example, Message, Prompt
+from ..core.types import Answer, Completion, Example, Prompt
 from ._steps import Aggregate, Path, Search, wanted
-from ._thoughts import PROPOSE, VALUE, VOTE, Evaluator, fill, read_proposals, template
+from ._thoughts import PROPOSE, VALUE, VOTE, Evaluator, Node, Proposer, template
 
 __all__ = ["TreeOfThoughts"]
 
@@ -105,7 +105,7 @@ class TreeOfThoughts:
         best = tree.goal or max(tree.ended, key=lambda node: (node.answered, node.value), default=None)
         return await tree.search.answer(
             [node.path for node in tree.ended],
-            [_told(node) for node in tree.ended],
+            [node.told for node in tree.ended],
             choose="best",
             pick=tree.ended.index(best) if best is not None else None,
             seed=seed,
@@ -124,7 +124,7 @@ class TreeOfThoughts:
             tree.pruned += sum(child.path.open for child in children) - len(level)
             tree.tell("level", children[0] if children else None, states=len(children), kept=len(level))
 
-    async def _depth_first(self, tree: _Tree, node: _Node) -> None:
+    async def _depth_first(self, tree: _Tree, node: Node) -> None:
         children = await tree.expand([node])
         for child in sorted(children, key=lambda child: -child.value):
             if tree.goal is not None or tree.over:
@@ -142,17 +142,6 @@ class TreeOfThoughts:
                     tree.tell("backtrack", child)
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class _Node:
-    """A state: the reply so far."""
-
-    path: Path
-    depth: int = 0
-    thoughts: tuple[str, ...] = ()
-    value: float = 0.5
-    answered: bool = False
-
-
 class _Tree:
     """One example's tree: makes states, values them, knows the goal, and records what happened."""
 
@@ -161,6 +150,8 @@ class _Tree:
             raise ConfigError("tree_of_thoughts:evaluate=verifier needs verifier=<spec>, or verifier=likelihood")
         if method.evaluate == "verifier" and method.verifier == "likelihood" and method.generate == "propose":
             raise ConfigError("tree_of_thoughts: proposed thoughts have no likelihood; use another verifier")
+        if method.goal == "likelihood":
+            raise ConfigError("tree_of_thoughts: goal=likelihood accepts nothing; use the spec of a verifier of answers")
         self.method, self.seed = method, seed
         self.search = Search(
             prompt,
@@ -176,21 +167,27 @@ class _Tree:
             aggregate=method.aggregate,
         )
         where = "tree_of_thoughts"
-        self.propose = template(method.propose_prompt, PROPOSE, "question", "steps", "k", where=f"{where}:propose_prompt")
-        self.question = next((m.content for m in reversed(prompt.messages) if m.role == "user"), example.question)
+        question = next((m.content for m in reversed(prompt.messages) if m.role == "user"), example.question)
+        self.proposer = Proposer(
+            self.search,
+            question,
+            prompt=template(method.propose_prompt, PROPOSE, "question", "steps", "k", where=f"{where}:propose_prompt"),
+            mark=method.answer_mark,
+            seed=derive(seed, "propose"),
+        )
         self.evaluator = Evaluator(
             self.search,
-            self.question,
+            question,
             value=template(method.value_prompt, VALUE, "question", "steps", where=f"{where}:value_prompt"),
             vote=template(method.vote_prompt, VOTE, "question", "choices", "k", where=f"{where}:vote_prompt"),
             n=method.evaluations,
             tokens=method.evaluation_tokens,
             seed=derive(seed, "evaluate"),
         )
-        self.root = _Node(path=Path())
-        self.goal: _Node | None = None
-        self.best_open: _Node | None = None
-        self.ended: list[_Node] = []
+        self.root = Node(path=Path())
+        self.goal: Node | None = None
+        self.best_open: Node | None = None
+        self.ended: list[Node] = []
         self.made = self.pruned = self.backtracks = 0
         self.events: list[dict[str, Any]] = []
 
@@ -199,7 +196,7 @@ class _Tree:
         """Whether no further state may be made (a first one is always tried)."""
         return self.made >= self.method.nodes or (self.made > 0 and self.search.spent)
 
-    async def expand(self, nodes: Sequence[_Node]) -> list[_Node]:
+    async def expand(self, nodes: Sequence[Node]) -> list[Node]:
         """Return the children of the nodes, equal ones merged, with their values; sets the goal if one of them is it."""
         room = self.method.nodes - self.made
         shares: list[int] = []
@@ -214,7 +211,7 @@ class _Tree:
         for path in self.search.merged(drawn):
             parent = first[path.text, path.done]
             thought = path.completion.text[len(parent.path.completion.text) :].strip()
-            children.append(_Node(path=path, depth=parent.depth + 1, thoughts=(*parent.thoughts, thought)))
+            children.append(Node(path=path, depth=parent.depth + 1, thoughts=(*parent.thoughts, thought)))
         await self._judge(children)
         return children
 
@@ -224,11 +221,11 @@ class _Tree:
         if node is not None and node.path.open and not self.search.spent:
             for path in await self.search.grow(node.path, [0], seed=self.seed, last=True):
                 rest = path.completion.text[len(node.path.completion.text) :].strip()
-                whole = _Node(path=path, depth=node.depth + 1, thoughts=(*node.thoughts, rest), value=node.value)
+                whole = Node(path=path, depth=node.depth + 1, thoughts=(*node.thoughts, rest), value=node.value)
                 self.goal = next(iter(await self._settle([whole])), None)
                 self.best_open = whole
 
-    async def _thoughts(self, node: _Node, k: int) -> list[Path]:
+    async def _thoughts(self, node: Node, k: int) -> list[Path]:
         proposing, deepest = self.method.generate == "propose", self.method.steps
         if k == 0 or node.depth >= deepest + proposing:
             return []
@@ -236,21 +233,9 @@ class _Tree:
             return await self.search.grow(node.path, range(k), seed=self.seed, last=node.depth == deepest - 1)
         if node.depth == deepest:  # proposals have led nowhere: the reply is written to its end
             return await self.search.grow(node.path, [0], seed=self.seed, last=True)
-        text = fill(self.propose, question=self.question, steps=node.path.text or "(none yet)", k=str(k))
-        asked = Prompt(messages=(Message(role="user", content=text),))
-        sampling = replace(self.search.sampling, stop=())
-        drawn = await self.search.draw(asked, sampling, seed=derive(self.seed, "propose"), samples=[0])
-        steps = read_proposals(drawn[0])[:k] if drawn else []
-        return [self._proposed(node.path, step, -(-drawn[0].usage.generated // len(steps))) for step in steps]
+        return await self.proposer.next_steps(node.path, k)
 
-    def _proposed(self, path: Path, step: str, tokens: int) -> Path:
-        completion = Completion(text=path.completion.text + step + self.search.separator)
-        generated = path.generated + tokens
-        ended = self.method.answer_mark != "" and self.method.answer_mark in step
-        cut = not ended and generated >= self.search.sampling.max_tokens
-        return Path(completion=completion, steps=path.steps + 1, generated=generated, done=ended, cut=cut)
-
-    async def _judge(self, nodes: Sequence[_Node]) -> None:
+    async def _judge(self, nodes: Sequence[Node]) -> None:
         """Settle which states have ended and which is the goal, the best of several; value the others."""
         reached = await self._settle(nodes)
         await self._value(reached if len(reached) > 1 else [] if reached else nodes)
@@ -258,11 +243,11 @@ class _Tree:
             self.goal = max(reached, key=lambda node: node.value)
             self.tell("goal", self.goal)
 
-    async def _settle(self, nodes: Sequence[_Node]) -> list[_Node]:
+    async def _settle(self, nodes: Sequence[Node]) -> list[Node]:
         """Return the states that are goals; the others that have ended are kept as such."""
         reads = await asyncio.gather(*(self.search.read(node.path, seed=self.seed) for node in nodes))
         texts: list[str] = []
-        reached: list[_Node] = []
+        reached: list[Node] = []
         for node, read in zip(nodes, reads, strict=True):
             node.answered = read.answer is not None
             midway = self.method.goal and node.path.open and self.search.prompt.cue is None
@@ -278,7 +263,7 @@ class _Tree:
         self.ended += [node for node in nodes if node.path.done]
         return reached
 
-    async def _value(self, nodes: Sequence[_Node]) -> None:
+    async def _value(self, nodes: Sequence[Node]) -> None:
         paths = [node.path for node in nodes]
         if self.method.evaluate == "verifier":
             values = [float("-inf") if score is None else score for score in await self.search.score(paths)]
@@ -289,16 +274,16 @@ class _Tree:
             values = [0.5 if value is None else value for value in verdicts]
         for node, value in zip(nodes, values, strict=True):
             node.value = value
-            if not node.path.done and (self.best_open is None or _better(node, self.best_open)):
+            if not node.path.done and (self.best_open is None or node.before(self.best_open)):
                 self.best_open = node
 
-    def tell(self, event: str, node: _Node | None, **more: int) -> None:
+    def tell(self, event: str, node: Node | None, **more: int) -> None:
         """Record an event."""
         if node is not None:
-            what = {} if more else {"thought": node.thoughts[-1], "value": _told(node)}
+            what = {} if more else {"thought": node.thoughts[-1], "value": node.told}
             self.events.append({"event": event, "depth": node.depth} | what | more)
 
-    def trace(self, best: _Node | None) -> dict[str, Any]:
+    def trace(self, best: Node | None) -> dict[str, Any]:
         """Return the search's own part of the trace."""
         judged = {"verdicts": self.evaluator.asked, "unparsed_verdicts": self.evaluator.unparsed}
         return {
@@ -312,12 +297,3 @@ class _Tree:
             "thoughts": list(best.thoughts) if best is not None else [],
             "events": self.events,
         } | (judged if self.method.evaluate != "verifier" else {})
-
-
-def _better(node: _Node, other: _Node) -> bool:
-    """Say whether to prefer a state as the one to finish: not cut off, of higher value, deeper."""
-    return (node.path.open, node.value, node.depth) > (other.path.open, other.value, other.depth)
-
-
-def _told(node: _Node) -> float | None:
-    return None if node.value == float("-inf") else node.value
