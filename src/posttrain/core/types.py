@@ -21,6 +21,7 @@ __all__ = [
     "ModelShape",
     "Prompt",
     "Role",
+    "Said",
     "Sampled",
     "Sampling",
     "Score",
@@ -31,6 +32,7 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "watch", "cancelled"]
+Said = Literal["first", "second", "tie", "unparsed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,7 @@ class Completion:
     top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
     `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
     `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
+    `rewards` is what a reward model says of a text instead of log-probabilities: one value, or one per step.
     """
 
     text: str
@@ -170,6 +173,7 @@ class Completion:
     end_logprob: float | None = None
     finish: Finish = "stop"
     stopped_by: str | None = None
+    rewards: tuple[float, ...] | None = None
     sample: int = 0
     usage: Usage = field(default_factory=Usage)
 
@@ -241,6 +245,7 @@ class Verdict:
     winner: Literal["a", "b", "tie"]
     flipped: bool = False  # the two orders disagreed
     probability_a: float | None = None
+    said: tuple[Said, ...] = ()  # which of the two shown it preferred, with `a` shown first and with `b` shown first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

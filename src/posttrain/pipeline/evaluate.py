@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import CapabilityError, PosttrainError
@@ -106,9 +106,9 @@ async def _answer(
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    metered, golds = Metered(engine, account, "verifier"), {example.id: example}
+    golds, meter = {example.id: example}, lambda engine, role: Metered(engine, account, role)
     wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
+    verifiers = {spec: build_verifier(spec, task=task, engine=engine, golds=golds, meter=meter) for spec in wanted}
     tools = Tools(
         engine=Metered(engine, account, "policy"),
         extract=task.extract,
@@ -116,7 +116,9 @@ async def _answer(
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
     )
-    return await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    answer = await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    counted = {spec: dict(tally) for spec, verifier in verifiers.items() if (tally := getattr(verifier, "tally", None))}
+    return replace(answer, trace={**answer.trace, "verifiers": counted}) if counted else answer
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:

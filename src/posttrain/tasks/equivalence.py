@@ -1,7 +1,7 @@
 """When two answers are the same answer: a canonical form for voting, and equality for grading.
 
-Numbers are compared as exact fractions here. Other mathematics goes to math-verify, in a process of its own that is
-killed after a hard time limit; such kills are counted (`timeouts`) and logged, never silent.
+Numbers are compared as exact fractions here. Other mathematics goes to math-verify, in a small pool of processes; one that
+takes longer than a hard time limit is killed and replaced. Such kills are counted (`timeouts`) and logged, never silent.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import queue
 import re
 import subprocess
@@ -18,7 +19,7 @@ from functools import lru_cache
 
 from .numerals import number, number_key, plain
 
-__all__ = ["answer_key", "same_mathematics", "same_number", "timeouts"]
+__all__ = ["answer_key", "compare_mathematics", "same_mathematics", "same_number", "timeouts"]
 
 _log = logging.getLogger(__name__)
 _SECONDS = 10.0  # for one comparison
@@ -43,6 +44,14 @@ def same_number(gold: str, answer: str) -> bool:
 
 def same_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bool:
     """Return whether two expressions are mathematically equal; False when that cannot be decided within the limit."""
+    return bool(compare_mathematics(gold, answer, seconds=seconds))
+
+
+def compare_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bool | None:
+    """Return whether two expressions are mathematically equal; None when that could not be decided within the limit.
+
+    It waits: call it in a thread where others should go on meanwhile. As many comparisons run at once as there are workers.
+    """
     if answer_key(gold) == answer_key(answer):
         return True
     if number(gold) is not None and number(answer) is not None and "%" not in gold + answer:
@@ -51,13 +60,13 @@ def same_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bo
 
 
 @lru_cache(maxsize=4096)
-def _compare(gold: str, answer: str, seconds: float) -> bool:
-    return _checker.ask(gold, answer, seconds)
+def _compare(gold: str, answer: str, seconds: float) -> bool | None:
+    return _pool.ask(gold, answer, seconds)
 
 
 def timeouts() -> int:
     """Return how many comparisons of this process were given up at the time limit."""
-    return _checker.timeouts
+    return _pool.timeouts
 
 
 class _Checker:
@@ -69,7 +78,8 @@ class _Checker:
         self._replies: queue.Queue[bytes] = queue.Queue()
         self._lock = threading.Lock()
 
-    def ask(self, gold: str, answer: str, seconds: float) -> bool:
+    def ask(self, gold: str, answer: str, seconds: float) -> bool | None:
+        """Return math-verify's opinion; None when the worker was killed at the limit, or died twice."""
         with self._lock:
             for attempt in (1, 2):
                 fresh = self._process is None or self._process.poll() is not None
@@ -85,7 +95,7 @@ class _Checker:
                         "comparing %r with %r took more than %g s: counted as different", gold[:80], answer[:80], seconds
                     )
                     self.stop()
-                    return False
+                    return None
                 except BrokenPipeError:
                     reply = b""
                 if reply:
@@ -95,7 +105,7 @@ class _Checker:
                     _log.warning(
                         "comparing %r with %r ended the worker process: counted as different", gold[:80], answer[:80]
                     )
-            return False
+            return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.stop()
@@ -128,5 +138,30 @@ class _Checker:
                 process.stdin.close()
 
 
-_checker = _Checker()
-atexit.register(_checker.stop)
+class _Pool:
+    """Checkers, each started when first needed; the one used last is used first, so that few run when few are needed."""
+
+    def __init__(self, size: int) -> None:
+        self._checkers = [_Checker() for _ in range(size)]
+        self._free: queue.LifoQueue[_Checker] = queue.LifoQueue()
+        for checker in self._checkers:
+            self._free.put(checker)
+
+    @property
+    def timeouts(self) -> int:
+        return sum(checker.timeouts for checker in self._checkers)
+
+    def ask(self, gold: str, answer: str, seconds: float) -> bool | None:
+        checker = self._free.get()  # its time runs only from here: waiting for a free one does not count
+        try:
+            return checker.ask(gold, answer, seconds)
+        finally:
+            self._free.put(checker)
+
+    def stop(self) -> None:
+        for checker in self._checkers:
+            checker.stop()
+
+
+_pool = _Pool(max(1, min(4, os.cpu_count() or 1)))
+atexit.register(_pool.stop)
