@@ -129,9 +129,7 @@ def test_several_labels(tmp_path: Path) -> None:
     z = [own_logits(three, "SequenceClassification", rendered(text)) for text in TEXTS]
     found = values(f"reward_model:model={three},label=2,dtype=float32")
     assert found == pytest.approx([float(torch.softmax(v, -1)[2]) for v in z], abs=1e-5)
-    with pytest.raises(
-        ConfigError, match="has 3 labels: say with label=… which is the positive one: LABEL_0"
-    ):
+    with pytest.raises(ConfigError, match="has 3 labels: say with label=… which is the positive one: LABEL_0"):
         score(f"reward_model:model={three}")
     with pytest.raises(ConfigError, match=r"has no label 'LABEL_7'; did you mean 'LABEL_"):
         score(f"reward_model:model={three},label=LABEL_7")
@@ -416,7 +414,7 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
         ("style=turns,tag=x", "style=turns is a conversation without tags: leave tag and chat out"),
         ("style=tag,label=1", "style=tag reads good and bad: leave label out"),
         ("style=tag,good=yes", "'yes' is 3 tokens of its tokenizer|is 3 of its tokens"),
-        ("style=tag,tag=x,sep=1", "unknown key 'sep'; did you mean 'separator'"),
+        ("style=tag,sep=1", "unknown key 'sep'; did you mean"),
     ]:
         with pytest.raises((ConfigError, ModelError), match=message):
             score(f"process_reward:model={folder},{extra}")

@@ -23,7 +23,7 @@ __all__ = ["answer_key", "compare_mathematics", "same_mathematics", "same_number
 
 _log = logging.getLogger(__name__)
 _SECONDS = 10.0  # for one comparison
-_START_SECONDS = 60.0  # the first comparison also imports sympy
+_START_SECONDS = 60.0  # a worker imports sympy first; that is no part of a comparison's time
 
 
 def answer_key(answer: str) -> str:
@@ -82,13 +82,15 @@ class _Checker:
         """Return math-verify's opinion; None when the worker was killed at the limit, or died twice."""
         with self._lock:
             for attempt in (1, 2):
-                fresh = self._process is None or self._process.poll() is not None
-                process = self._start() if fresh else self._process
+                alive = self._process is not None and self._process.poll() is None
+                process = self._process if alive else self._start()
                 assert process is not None
                 assert process.stdin is not None
                 try:
+                    if not alive and not self._replies.get(timeout=_START_SECONDS):
+                        raise BrokenPipeError  # it died before it was ready
                     process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-                    reply = self._replies.get(timeout=seconds + (_START_SECONDS if fresh else 0.0))
+                    reply = self._replies.get(timeout=seconds)
                 except queue.Empty:
                     self.timeouts += 1
                     _log.warning(
