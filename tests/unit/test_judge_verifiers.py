@@ -22,7 +22,7 @@ from posttrain.core.types import Completion, Example, Message, Prompt, Sampling,
 from posttrain.engines.local import LocalEngine
 from posttrain.engines.meter import Account, Metered
 from posttrain.engines.scripted import ScriptedEngine
-from posttrain.stats.judging import position_bias
+from posttrain.stats.judging import bias_of, position_bias
 from posttrain.test_time.best_of_n import BestOfN
 from posttrain.verifiers import build_judge, build_verifier
 from posttrain.verifiers._labels import label_probabilities
@@ -399,7 +399,8 @@ def test_a_judge_that_sees_only_places_decides_nothing() -> None:
     engine = writes(lambda asked: "Verdict: 1")
     scores, verifier = tournament("tournament", engine, ["3", "1", "4"])
     assert scores == [0.5, 0.5, 0.5]
-    assert verifier.tally["flips"] == verifier.tally["pairs"] == 3
+    assert verifier.tally == Counter(pairs=3, flips=3, first=3)
+    assert bias_of(**{name: verifier.tally[name] for name in ("pairs", "unparsed", "flips", "first", "second")}).bias == 1.0
 
 
 def test_sampled_rounds_cost_n_calls_each_and_meet_no_one_twice() -> None:

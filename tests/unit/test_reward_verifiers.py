@@ -364,10 +364,10 @@ def test_aggregations_are_named_and_differ(tmp_path: Path) -> None:
     (base,) = score(f"process_reward:model={folder},style=tag", [STEPPED[2]])
     steps = base.steps or ()
     for how, expected in [("last", steps[-1]), ("min", min(steps)), ("product", math.prod(steps)), ("mean", sum(steps) / 3)]:
-        (found,) = score(f"process_reward:model={folder},style=tag,aggregation={how}", [STEPPED[2]])
+        (found,) = score(f"process_reward:model={folder},style=tag,aggregate={how}", [STEPPED[2]])
         assert found == Score(value=pytest.approx(expected), steps=steps)
-    with pytest.raises(ConfigError, match="aggregation: "):
-        score(f"process_reward:model={folder},style=tag,aggregation=max")
+    with pytest.raises(ConfigError, match="aggregate: "):
+        score(f"process_reward:model={folder},style=tag,aggregate=max")
 
 
 @pytest.mark.parametrize(("how", "expected"), [("last", 0.9), ("min", 0.2), ("product", 0.8 * 0.2 * 0.9), ("mean", 1.9 / 3)])
@@ -404,7 +404,7 @@ def test_a_separator_written_on_a_command_line() -> None:
 def test_the_tag_in_a_reply_is_no_step(tmp_path: Path) -> None:
     """What the policy writes cannot make itself a place that is read."""
     folder = make(tmp_path / "prm", "CausalLM")
-    (found,) = score(f"process_reward:model={folder},style=tag", ["all is well ки\nki ки and more"])
+    (found,) = score(f"process_reward:model={folder},style=tag", ["all is well ки ki ки and more"])
     assert len(found.steps or ()) == 1
 
 

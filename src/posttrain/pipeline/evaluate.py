@@ -20,6 +20,7 @@ from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
 from ..verifiers.build import build_verifier
 from .methods import build_prompter, build_strategy
+from .opening import open_once
 
 __all__ = ["Evaluation", "evaluate", "load_sampled"]
 
@@ -106,9 +107,18 @@ async def _answer(
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    golds, meter = {example.id: example}, lambda engine, role: Metered(engine, account, role)
     wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    verifiers = {spec: build_verifier(spec, task=task, engine=engine, golds=golds, meter=meter) for spec in wanted}
+    verifiers = {
+        spec: build_verifier(
+            spec,
+            task=task,
+            engine=engine,
+            golds={example.id: example},
+            meter=lambda inner, role: Metered(inner, account, role),
+            opener=open_once,
+        )
+        for spec in wanted
+    }
     tools = Tools(
         engine=Metered(engine, account, "policy"),
         extract=task.extract,

@@ -9,7 +9,7 @@ from ..core.types import Said
 from .intervals import wilson
 from .paired import mcnemar
 
-__all__ = ["PositionBias", "position_bias"]
+__all__ = ["PositionBias", "bias_of", "counted", "position_bias"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,21 +34,34 @@ def position_bias(said: Sequence[Sequence[Said]]) -> PositionBias:
     pairs won by the first in both orders and by the second in both are equally likely: `p` is the exact sign test on them.
     Source: Zheng et al. 2023, "Judging LLM-as-a-Judge" (arXiv 2306.05685), section 3.3 and table 2.
     """
-    asked = [tuple(orders) for orders in said if orders]
-    if any(len(orders) != 2 for orders in asked):
+    counts = dict.fromkeys(("pairs", "unparsed", "flips", "first", "second"), 0)
+    for orders in said:
+        for name in counted(orders) if orders else ():
+            counts[name] += 1
+    return bias_of(**counts)
+
+
+def counted(orders: Sequence[Said]) -> tuple[str, ...]:
+    """Return the counts of `PositionBias` that one pair adds to, by name."""
+    if len(orders) != 2:
         raise ValueError("a pair has two orders")
-    read = [orders for orders in asked if "unparsed" not in orders]
-    consistent = {("first", "second"), ("second", "first"), ("tie", "tie")}
-    flips = sum(orders not in consistent for orders in read)
-    first, second = read.count(("first", "first")), read.count(("second", "second"))
+    if "unparsed" in orders:
+        return ("unparsed",)
+    if tuple(orders) in {("first", "second"), ("second", "first"), ("tie", "tie")}:
+        return ("pairs",)
+    return ("pairs", "flips", orders[0]) if orders[0] == orders[1] else ("pairs", "flips")
+
+
+def bias_of(*, pairs: int, unparsed: int, flips: int, first: int, second: int) -> PositionBias:
+    """Return flip rate and position bias from counts, as the trace of an evaluation's rows has them."""
     return PositionBias(
-        pairs=len(read),
-        unparsed=len(asked) - len(read),
+        pairs=pairs,
+        unparsed=unparsed,
         flips=flips,
-        flip_rate=flips / len(read) if read else 0.0,
-        flip_ci95=wilson(flips, len(read)),
+        flip_rate=flips / pairs if pairs else 0.0,
+        flip_ci95=wilson(flips, pairs),
         first=first,
         second=second,
-        bias=(first - second) / len(read) if read else 0.0,
+        bias=(first - second) / pairs if pairs else 0.0,
         p=mcnemar(first, second),
     )

@@ -16,7 +16,7 @@ from ..core.specs import Spec, available, format_spec, lookup, parse
 from ..core.types import Example
 from ._loaded import local_engine
 
-__all__ = ["build_judge", "build_verifier"]
+__all__ = ["build_judge", "build_verifier", "local_engine"]
 
 Meter = Callable[[Engine, str], Engine]
 Opener = Callable[[str], Engine]

@@ -12,6 +12,7 @@ from pydantic import Field
 from ..core.errors import ConfigError
 from ..core.protocols import Engine, Task
 from ..core.types import Example, Message, Prompt, Said, Sampling, Verdict
+from ..stats.judging import counted
 from ._labels import label_probabilities
 from ._loaded import engine_of
 from ._verdicts import last_line
@@ -42,9 +43,9 @@ _SAID: dict[str | None, Said] = {"1": "first", "2": "second", "tie": "tie"}
 class Pairwise:
     """A model's preference between two replies, asked with each of them first; where the orders disagree it is a tie.
 
-    The winner is the one that both orders prefer. `Verdict.flipped` says that they disagreed, `Verdict.said` what was
-    preferred in each; `stats.judging.position_bias` makes flip rate and position bias of many. A reply that cannot be
-    read makes a tie and is counted (`tally["unparsed"]`). Equal texts are a tie, unasked.
+    The winner is the one that both orders prefer. `Verdict.flipped` says that they disagreed, `Verdict.said` what was preferred
+    in each; `stats.judging.position_bias` makes flip rate and position bias of many, and `bias_of` of the counts in `tally`. A
+    reply that cannot be read makes a tie and is counted as unparsed. Equal texts are a tie, unasked.
 
     With `read=logprobs` the verdict is the likelier of "1" and "2" as next words, and `Verdict.probability_a` the mean
     over both orders of the probability of `a` among them, in which a constant preference for one place cancels to first
@@ -93,10 +94,7 @@ class Pairwise:
             self._ask(engine, example, a, b), self._ask(engine, example, b, a)
         )
         verdict = decided(with_a_first, with_b_first)
-        self.tally["pairs"] += 1
-        self.tally["flips"] += verdict.flipped
-        for said in verdict.said:
-            self.tally[said] += 1
+        self.tally.update(counted(verdict.said))
         if p_a is None or p_b is None:
             return verdict
         return Verdict(
@@ -117,7 +115,8 @@ class Pairwise:
         if self.read == "logprobs":
             opened = Prompt(messages=prompt.messages, prefix="Verdict:")
             (p_first, _), together = await label_probabilities(engine, opened, [" 1", " 2"])
-            self.tally["off_label"] += together < 0.5
+            if together < 0.5:
+                self.tally["off_label"] += 1
             return "first" if p_first > 0.5 else "second" if p_first < 0.5 else "tie", p_first
         (reply,) = await engine.generate(prompt, Sampling(max_tokens=self.max_tokens if self.reason else 16), seed=0)
         cut = self.reason and reply.finish == "length"

@@ -50,7 +50,7 @@ class ProcessReward:
         label: the label for a right step by name or number (`token`; of two it is number 1).
         chat: the question in the model's chat template; false: as plain text before the steps (Math-Shepherd, TRL).
         chat_template: a Jinja file, in place of the model's own template or where it has none.
-        aggregation: `last`, `min`, `product` or `mean` of the steps; see `stats.steps.aggregate`.
+        aggregate: `last`, `min`, `product` or `mean` of the steps; see `stats.steps.aggregate`.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto, float32, bfloat16, float16.
         batch_tokens: tokens in a batch at most, padding included.
@@ -63,14 +63,14 @@ class ProcessReward:
     task: Task
     model: str
     style: Literal["tag", "turns", "token"]
-    separator: Annotated[str, Field(min_length=1)] = "\n\n"
+    separator: Annotated[str, Field(min_length=1)] = "\\n"
     tag: Annotated[str, Field(min_length=1)] | None = None
     good: str = "+"
     bad: str = "-"
     label: int | str | None = None
     chat: bool = True
     chat_template: Path | None = None
-    aggregation: Aggregation = "last"
+    aggregate: Aggregation = "last"
     device: str = "auto"
     dtype: str = "auto"
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
@@ -82,7 +82,7 @@ class ProcessReward:
         prompt = Prompt(messages=conversation(self.task, example))
         scored = await asyncio.gather(*(engine.score(prompt, text) for text in texts))
         steps = [completion.rewards or () for completion in scored]
-        return [Score(value=aggregate(values, self.aggregation), steps=values) for values in steps]
+        return [Score(value=aggregate(values, self.aggregate), steps=values) for values in steps]
 
     def open(self) -> Engine:
         """Load the model, or return what was loaded before with the same settings."""

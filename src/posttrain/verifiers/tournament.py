@@ -31,7 +31,7 @@ class Tournament:
     share of rounds survived, for 2(n − 1) calls. Equal texts are one contestant, and score the same. A text alone scores
     ½.
 
-    `tally` counts pairs, flips (the two orders disagreed) and unparsed verdicts: flips / pairs is the flip rate.
+    `tally` counts what `stats.judging.bias_of` makes flip rate and position bias of, over all pairs.
 
     Sources: Zheng et al. 2023 (arXiv 2306.05685), section 3; knockout: Liu et al. 2025, "PairJudge RM" (arXiv 2501.13007).
 
