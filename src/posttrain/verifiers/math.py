@@ -26,7 +26,8 @@ class Math:
 
     Numbers are compared exactly; other expressions by math-verify (`\frac{1}{2}`, `0.5`; `x^2+2x+1`, `(x+1)^2`), in a
     pool of processes. A comparison that takes longer than `seconds` is killed with its process, which is replaced; its
-    text gets no score (nan), which strategies count as unscored, and `tally["timeouts"]` counts it. A text without a
+    text gets no score (nan), which strategies count as unscored, and `tally["timeouts"]` counts it (also one that ended its
+    process twice). A text without a
     readable answer scores 0, and `tally["unparsed"]` counts it. Other than `exact`, which grades by the task's own rule,
     this serves tasks whose rule compares text.
 

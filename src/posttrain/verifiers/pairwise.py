@@ -43,9 +43,9 @@ _SAID: dict[str | None, Said] = {"1": "first", "2": "second", "tie": "tie"}
 class Pairwise:
     """A model's preference between two replies, asked with each of them first; where the orders disagree it is a tie.
 
-    The winner is the one that both orders prefer. `Verdict.flipped` says that they disagreed, `Verdict.said` what was preferred
-    in each; `stats.judging.position_bias` makes flip rate and position bias of many, and `bias_of` of the counts in `tally`. A
-    reply that cannot be read makes a tie and is counted as unparsed. Equal texts are a tie, unasked.
+    The winner is the one that both orders prefer. `Verdict.flipped` says that they disagreed, `Verdict.said` what was
+    preferred in each; `stats.judging.position_bias` makes flip rate and position bias of many, and `bias_of` of the counts
+    in `tally`. A reply that cannot be read makes a tie and is counted as unparsed. Equal texts are a tie, unasked.
 
     With `read=logprobs` the verdict is the likelier of "1" and "2" as next words, and `Verdict.probability_a` the mean
     over both orders of the probability of `a` among them, in which a constant preference for one place cancels to first

@@ -29,7 +29,9 @@ __all__ = ["ProcessReward", "split_steps"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessReward:
-    """A process reward model's probability that each step is right, s_k = p(step k good | x, steps 1..k), and their sum-up.
+    """A process reward model's probability that each step is right, and one number of them for the whole text.
+
+    s_k = p(step k good | x, steps 1..k), and their aggregate.
 
     One forward pass a text, whatever the number of steps. Empty steps are never scored: a text scores the same with and
     without a separator at its end. A text without any step scores 0.
@@ -39,9 +41,9 @@ class ProcessReward:
     et al. 2025 (arXiv 2501.07301), and TRL's PRM trainer.
 
     Args:
-        model: the model's folder (safetensors) or hub id; a causal language model for `tag` and `turns`. style: `tag`: a
-        tag follows each step ("step ки"), and at its last token softmax(z_good, z_bad) is read; `turns`: each
-            step is a user's turn answered by the good verdict, read where that is predicted; `token`: a
+        model: the model's folder (safetensors) or hub id; a causal language model for `tag` and `turns`.
+        style: `tag`: a tag follows each step ("step ки"), and at its last token softmax(z_good, z_bad) is read; `turns`:
+            each step is a user's turn answered by the good verdict, read where that is predicted; `token`: a
             token-classification model, read at the last token of the tag that follows each step.
         separator: what splits a text into steps; a written \\n is a line break.
         tag: what follows each step; default: " ки" for `tag`, a line break for `token` (TRL's; Qwen's is <extra_0>).
