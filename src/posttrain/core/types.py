@@ -162,7 +162,6 @@ class Completion:
     top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
     `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
     `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
-    `rewards` is what a reward model says of a text instead of log-probabilities: one value, or one per step.
     """
 
     text: str
@@ -171,9 +170,9 @@ class Completion:
     raw_logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     end_logprob: float | None = None
+    rewards: tuple[float, ...] | None = None  # what a reward model gives instead: one value, or one per step
     finish: Finish = "stop"
     stopped_by: str | None = None
-    rewards: tuple[float, ...] | None = None
     sample: int = 0
     usage: Usage = field(default_factory=Usage)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import CapabilityError, PosttrainError
@@ -18,9 +18,8 @@ from ..engines.meter import Account, Metered
 from ..ledger.row import Row, Samples, cold, timing_of
 from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
-from ..verifiers.build import build_verifier
 from .methods import build_prompter, build_strategy
-from .opening import open_once
+from .verifying import told, verifiers_for
 
 __all__ = ["Evaluation", "evaluate", "load_sampled"]
 
@@ -107,18 +106,7 @@ async def _answer(
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    verifiers = {
-        spec: build_verifier(
-            spec,
-            task=task,
-            engine=engine,
-            golds={example.id: example},
-            meter=lambda inner, role: Metered(inner, account, role),
-            opener=open_once,
-        )
-        for spec in wanted
-    }
+    verifiers = verifiers_for(strategy, task, example, engine, lambda inner, role: Metered(inner, account, role))
     tools = Tools(
         engine=Metered(engine, account, "policy"),
         extract=task.extract,
@@ -126,9 +114,7 @@ async def _answer(
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
     )
-    answer = await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
-    counted = {spec: dict(tally) for spec, verifier in verifiers.items() if (tally := getattr(verifier, "tally", None))}
-    return replace(answer, trace={**answer.trace, "verifiers": counted}) if counted else answer
+    return told(await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample")), verifiers)
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ..core.protocols import Engine
 from ..core.seeds import rng
 from ..core.specs import parse
 
-__all__ = ["SLOTS", "Opened", "open_engine", "open_once"]
+__all__ = ["SLOTS", "Opened", "open_engine"]
 
 SLOTS = 128  # sequences generated at once
 
@@ -45,18 +44,6 @@ def open_engine(
         loaded.model, loaded.tokenizer, fingerprint=loaded.fingerprint, shape=loaded.shape, slots=slots or SLOTS
     )
     return Opened(engine=engine, name=loaded.name)
-
-
-def open_once(ref: str) -> Engine:
-    """Return the engine on a model that a verifier names; opened once per process, or anew when its files change."""
-    from ..verifiers.build import local_engine
-
-    return _named(ref) if ref.partition(":")[0] in ("scripted", "openai") else local_engine(ref)
-
-
-@lru_cache(maxsize=8)
-def _named(ref: str) -> Engine:
-    return open_engine(ref).engine
 
 
 def _scripted(ref: str) -> Opened:
