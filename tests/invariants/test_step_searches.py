@@ -84,20 +84,16 @@ def test_the_next_step_s_prompt_is_the_last_one_s_and_what_was_written(name: str
     engine = Spy()
     found = asyncio.run(search(name, engine, prompt))
     root = engine._render(PROMPTS[prompt], 0)
-    known, continued, cues = (
-        {root},
-        0,
-        [tuple(tokenizer()(text)["input_ids"]) for text in ("The answer is", "\nThe answer is")],
-    )
+    cues = [tuple(tokenizer()(text)["input_ids"]) for text in ("The answer is", "\nThe answer is")]
+    known, continued = {root}, 0
     for ids, drawn in sorted(zip(engine.prompts, engine.given, strict=True), key=lambda call: len(call[0])):
         if ids in known:
             continued += ids != root
             known |= {ids + completion.tokens for completion in drawn}
         else:
             text = tokenizer().decode(list(ids))
-            assert "Judge whether" in text or any(ids[-len(cue) :] == cue and ids[: -len(cue)] in known for cue in cues), (
-                text
-            )
+            asked = any(ids[-len(cue) :] == cue and ids[: -len(cue)] in known for cue in cues)
+            assert asked or "Judge whether" in text, text
     assert continued >= 2
     if prompt == "plain":
         assert all(root + candidate.completion.tokens in known for candidate in found.candidates)

@@ -132,7 +132,8 @@ def test_a_real_context_drops_shots(tmp_path: Path) -> None:
     tiny = tiny_models.folder(tmp_path / "tiny")  # 256 positions, a token per byte
     result = evaluate_once(
         model=str(tiny), task="reasoning_gym/chain_sum:min_terms=2,max_terms=2,max_digits=2", prompt="few_shot:k=5",
-        strategy="greedy", data=None, split="test", limit=3, max_tokens=8, allowance=None, cache=None, seed=0, out=tmp_path / "out", slots=4,
+        strategy="greedy", data=None, split="test", limit=3, max_tokens=8, allowance=None, cache=None, seed=0,
+            out=tmp_path / "out", slots=4,
         device="cpu", dtype="float32", chat_template=None,
     )  # fmt: skip
     rows = load_ledger(tmp_path / "out").rows

@@ -48,7 +48,7 @@ Watch = Callable[[TokenEvent], bool]
 class Engine(Protocol):
     """Something that generates. `can` is checked before a run.
 
-    It holds some of "logprobs", "score", "prefix", "watch", "stream", "update".
+    It holds some of "logprobs", "score", "prefix", "watch", "stream", "update", "reward".
     """
 
     @property

@@ -21,6 +21,7 @@ __all__ = [
     "ModelShape",
     "Prompt",
     "Role",
+    "Said",
     "Sampled",
     "Sampling",
     "Score",
@@ -31,6 +32,7 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "watch", "cancelled"]
+Said = Literal["first", "second", "tie", "unparsed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +176,7 @@ class Completion:
     raw_logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     end_logprob: float | None = None
+    rewards: tuple[float, ...] | None = None  # what a reward model gives instead: one value, or one per step
     finish: Finish = "stop"
     stopped_by: str | None = None
     sample: int = 0
@@ -264,6 +267,7 @@ class Verdict:
     winner: Literal["a", "b", "tie"]
     flipped: bool = False  # the two orders disagreed
     probability_a: float | None = None
+    said: tuple[Said, ...] = ()  # which of the two shown it preferred, with `a` shown first and with `b` shown first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ class Budgeted:
 
     async def score(self, prompt: Prompt, continuation: str | Completion) -> Completion:
         """Score, if it fits whole."""
-        length, more = self._length(prompt), self._continuation(prompt, continuation)
+        length, more = self._scored(prompt, continuation)
         full = self._price(length, [more])
         async with self._share.purse.claim(full) as amount:
             if amount < full:
@@ -165,7 +165,14 @@ class Budgeted:
             return known
         return 256 + len(prompt.begun.encode()) + sum(32 + len(message.content.encode()) for message in prompt.messages)
 
-    def _continuation(self, prompt: Prompt, continuation: str | Completion) -> int:
+    def _scored(self, prompt: Prompt, continuation: str | Completion) -> tuple[int, int]:
+        """Return the tokens of a prompt and of what is scored behind it."""
+        reads = getattr(self._engine, "count_scored", None)
+        if reads is not None:  # a reward model reads both as one text
+            return 0, int(reads(prompt, continuation))
+        return self._length(prompt), self._continuation(continuation)
+
+    def _continuation(self, continuation: str | Completion) -> int:
         if isinstance(continuation, Completion) and continuation.tokens:
             return len(continuation.tokens)
         text = continuation if isinstance(continuation, str) else continuation.text

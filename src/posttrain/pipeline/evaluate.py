@@ -21,8 +21,8 @@ from ..engines.purse import Allowance, Purses, Share
 from ..ledger.row import Row, Samples, cold, timing_of
 from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
-from ..verifiers.build import build_verifier
 from .methods import build_prompter, build_strategy
+from .verifying import told, verifiers_for
 
 __all__ = ["Evaluation", "evaluate", "load_sampled", "shots_dropped"]
 
@@ -122,12 +122,16 @@ async def _answer(
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
     fitting = Fitting(engine)
-    engine = fitting if share is None else Budgeted(fitting, share)
-    metered, golds = Metered(engine, account, "verifier"), {example.id: example}
-    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
+
+    def metered(inner: Engine, role: str) -> Metered:
+        if share is not None and evaluation.allowance is not None:
+            evaluation.allowance.check(inner)  # a verifier may have a model of its own
+            inner = Budgeted(inner, share)
+        return Metered(inner, account, role)
+
+    verifiers = verifiers_for(strategy, task, example, fitting, metered)
     tools = Tools(
-        engine=Metered(engine, account, "policy"),
+        engine=metered(fitting, "policy"),
         extract=task.extract,
         key=task.key,
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
@@ -140,7 +144,7 @@ async def _answer(
         answer = Answer(text="", answer=None)
     if share is not None and share.short:
         answer = replace(answer, trace={**answer.trace, "budget": "spent"})
-    return fitting.noted(answer)
+    return fitting.noted(told(answer, verifiers))
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:

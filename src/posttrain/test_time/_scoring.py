@@ -10,11 +10,12 @@ from typing import Literal
 from ..core.errors import BudgetSpentError, CapabilityError, ConfigError
 from ..core.protocols import Tools
 from ..core.types import Candidate, Example, Score
+from ..stats.steps import Aggregation, aggregate
 from ._vote import mean_logprob
 
 __all__ = ["Aggregate", "Scorer", "Transform", "best_index"]
 
-Aggregate = Literal["value", "last", "min", "product", "mean"]
+Aggregate = Literal["value"] | Aggregation
 Transform = Literal["raw", "sigmoid"]
 
 
@@ -76,7 +77,7 @@ class Scorer:
         return [score or 0.0 for score in scores]
 
     def _number(self, score: Score) -> float | None:
-        """Return the value, or that of the steps (Lightman et al. 2023, arXiv 2305.20050, appendix E, compares them)."""
+        """Return the verifier's own value, or its steps' put together as `aggregate` says."""
         if self.aggregate == "value":
             return score.value
         steps = score.steps
@@ -87,14 +88,12 @@ class Scorer:
             )
         if not steps:
             return None  # nothing that could be scored
-        if self.aggregate == "product":
-            if min(steps) < 0:
-                raise ConfigError(
-                    f"{self.method}: aggregate=product multiplies probabilities, and verifier '{self.spec}' gave a step "
-                    f"{min(steps):g}: use last, min or mean"
-                )
-            return math.prod(steps)
-        return {"last": steps[-1], "min": min(steps), "mean": math.fsum(steps) / len(steps)}[self.aggregate]
+        if self.aggregate == "product" and min(steps) < 0:
+            raise ConfigError(
+                f"{self.method}: aggregate=product multiplies probabilities, and verifier '{self.spec}' gave a step "
+                f"{min(steps):g}: use last, min or mean"
+            )
+        return aggregate(steps, self.aggregate)
 
     def _finite(self, value: float | None) -> float | None:
         if value is None or not math.isfinite(value):

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from ..core.errors import BudgetSpentError, CapabilityError, ConfigError
 from ..core.protocols import Tools
 from ..core.types import Answer, Candidate, Completion, Example, Prompt, Sampling, Score
+from ..stats.steps import Aggregation, aggregate
 from ..stats.vote import majority, weighted
 from ._vote import keys_of, mean_logprob
 
-__all__ = ["Aggregate", "Choose", "Path", "Search", "aggregated", "chosen", "continued", "joined", "wanted"]
+__all__ = ["Choose", "Path", "Search", "aggregated", "chosen", "continued", "joined", "wanted"]
 
-Aggregate = Literal["last", "min", "product", "mean"]
 Choose = Literal["best", "majority", "weighted"]
 
 
@@ -77,19 +77,10 @@ def continued(prompt: Prompt, written: Completion) -> Prompt:
     return replace(prompt, prefix=(*prompt.pieces, piece) if prompt.pieces else piece, cue=None)
 
 
-def aggregated(score: Score, how: Aggregate) -> float | None:
+def aggregated(score: Score, how: Aggregation) -> float | None:
     """Return one number for a text: its steps' scores put together, or its value where it has none; None if not finite."""
     steps = score.steps
-    if not steps:
-        value = score.value
-    elif how == "last":
-        value = steps[-1]
-    elif how == "min":
-        value = min(steps)
-    elif how == "product":
-        value = math.prod(steps)
-    else:
-        value = math.fsum(steps) / len(steps)
+    value = aggregate(steps, how) if steps else score.value
     finite = math.isfinite(value) and all(map(math.isfinite, steps or ()))
     return value if finite else None
 
@@ -119,7 +110,7 @@ class Search:
         step_tokens: int,
         verifier: str = "",
         goal: str = "",
-        aggregate: Aggregate = "last",
+        aggregate: Aggregation = "last",
     ) -> None:
         if verifier == "likelihood" and "logprobs" not in tools.engine.can:
             raise CapabilityError(f"{method}:verifier=likelihood needs log-probabilities, which this engine does not give")

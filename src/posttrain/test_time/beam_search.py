@@ -10,7 +10,8 @@ from pydantic import Field
 
 from ..core.protocols import Tools
 from ..core.types import Answer, Example, Prompt
-from ._steps import Aggregate, Choose, Path, Search, wanted
+from ..stats.steps import Aggregation
+from ._steps import Choose, Path, Search, wanted
 
 __all__ = ["BeamSearch"]
 
@@ -52,7 +53,7 @@ class BeamSearch:
     expand: Annotated[int, Field(ge=1)] = 4
     steps: Annotated[int, Field(ge=1)] = 16
     verifier: str = "likelihood"
-    aggregate: Aggregate = "last"
+    aggregate: Aggregation = "last"
     choose: Choose = "best"
     separator: str = "\\n"
     step_tokens: Annotated[int, Field(ge=1)] = 128

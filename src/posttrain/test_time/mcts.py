@@ -12,7 +12,8 @@ from pydantic import Field
 from ..core.protocols import Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Example, Prompt
-from ._steps import Aggregate, Choose, Path, Search, wanted
+from ..stats.steps import Aggregation
+from ._steps import Choose, Path, Search, wanted
 
 __all__ = ["Mcts"]
 
@@ -69,7 +70,7 @@ class Mcts:
     verifier: str = "likelihood"
     accept: float | None = None
     choose: Literal["best", "vote", "weighted", "visits"] = "best"
-    aggregate: Aggregate = "last"
+    aggregate: Aggregation = "last"
     separator: str = "\\n"
     step_tokens: Annotated[int, Field(ge=1)] = 128
     temperature: Annotated[float, Field(gt=0)] = 0.7

@@ -15,7 +15,8 @@ from ..core.errors import ConfigError
 from ..core.protocols import Tools
 from ..core.seeds import rng
 from ..core.types import Answer, Example, Prompt
-from ._steps import Aggregate, Choose, Path, Search, wanted
+from ..stats.steps import Aggregation
+from ._steps import Choose, Path, Search, wanted
 
 __all__ = ["ParticleFiltering", "systematic"]
 
@@ -63,7 +64,7 @@ class ParticleFiltering:
     n: Annotated[int, Field(ge=1)] = 8
     steps: Annotated[int, Field(ge=1)] = 16
     verifier: str = "likelihood"
-    aggregate: Aggregate = "last"
+    aggregate: Aggregation = "last"
     softness: Annotated[float, Field(gt=0)] = 1.0
     weigh: Literal["each", "last"] = "each"
     choose: Choose = "weighted"

@@ -13,7 +13,8 @@ from ..core.errors import ConfigError
 from ..core.protocols import Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Completion, Example, Prompt
-from ._steps import Aggregate, Path, Search, wanted
+from ..stats.steps import Aggregation
+from ._steps import Path, Search, wanted
 from ._thoughts import PROPOSE, VALUE, VOTE, Evaluator, Node, Proposer, template
 
 __all__ = ["TreeOfThoughts"]
@@ -85,7 +86,7 @@ class TreeOfThoughts:
     value_prompt: str = ""
     vote_prompt: str = ""
     answer_mark: str = "Answer:"
-    aggregate: Aggregate = "last"
+    aggregate: Aggregation = "last"
     separator: str = "\\n"
     step_tokens: Annotated[int, Field(ge=1)] = 128
     temperature: Annotated[float, Field(gt=0)] = 0.7
