@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, PosttrainError
+from .curving import curve
 
 app = typer.Typer(
     name="posttrain",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
+app.command()(curve)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id or .gguf file.")]
 Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]
