@@ -122,7 +122,7 @@ def read_pool(folder: Path, label: str, task: Task) -> Pool:
     shape = _shape(folder)
     items, logprobs = {}, {}
     for row in loaded.rows:
-        if not row.candidates or any("tokens" not in candidate for candidate in row.candidates):
+        if not row.candidates or any(not {"tokens", "mean_logprob"} <= c.keys() for c in row.candidates):
             raise DataError(
                 f"{folder}: example '{row.example}' has no samples with their tokens (made by an earlier version?): make "
                 "the pool anew"

@@ -51,7 +51,8 @@ def _render(found: Facts, axis: str, label: str, kind: str) -> bytes:
     from matplotlib.figure import Figure
 
     with figure_style():
-        figure = Figure(figsize=(7.4, 5.0), layout="constrained")
+        rows = -(-len(found["curves"]) // 2)  # of the legend
+        figure = Figure(figsize=(7.4, 4.2 + 0.17 * rows), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure, found, axis, label)
         held = io.BytesIO()
@@ -94,7 +95,7 @@ def _line(axes: Axes, points: Sequence[Facts], axis: str, colour: str, dash: Any
         markeredgecolor=PAPER, markeredgewidth=0.7,
     )  # fmt: skip
     if len(ordered) > 1:
-        axes.fill_between(costs, lows, highs, color=colour, alpha=0.13, linewidth=0, zorder=1)
+        axes.fill_between(costs, lows, highs, color=colour, alpha=0.10, linewidth=0, zorder=1)
     else:
         axes.plot(costs * 2, [lows[0], highs[0]], color=colour, linewidth=1.3, alpha=0.6, zorder=2)
 
