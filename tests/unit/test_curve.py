@@ -23,7 +23,7 @@ from posttrain.pipeline.curve import CurveRequest, trace_curves
 from posttrain.pipeline.curve_rules import build_rule
 from posttrain.pipeline.evaluate import Evaluation, evaluate
 from posttrain.pipeline.pool_scores import verifier_scores
-from posttrain.pipeline.pools import Source, likelihoods, read_pool
+from posttrain.pipeline.pools import Source, likelihoods, read_pool, voted_scores
 from posttrain.report.curve_words import curve_sentences, equal_cost_sentence, reach_sentence
 from posttrain.stats.vote import expected_majority
 from posttrain.tasks.registry import load_task
@@ -266,6 +266,15 @@ def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
     empty = pool.mean_logprobs | dict.fromkeys(pool.mean_logprobs, (None,) * 8)
     with pytest.raises(ConfigError, match="gave no log-probabilities"):
         likelihoods(dataclasses.replace(pool, mean_logprobs=empty))
+
+
+def test_a_replayed_vote_is_the_strategy_itself(tmp_path: Path) -> None:
+    task = load_task(TASK, sizes={"test": 30})
+    pool = read_pool(make(tmp_path / "pool", 0.5), "m", task)
+    for n in (1, 3, 4, 8):
+        ledger = make(tmp_path / f"vote{n}", 0.5, strategy=f"self_consistency:n={n}") / "ledger.jsonl"
+        rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+        assert voted_scores(pool, n) == {row["example"]: row["score"] for row in rows}
 
 
 def test_names_and_rules() -> None:

@@ -41,6 +41,7 @@ class CurveRequest:
     strategies: Sequence[str]
     sizes: Sequence[int]
     out: Path
+    keep: Path | None = None  # where pools are made [default: `out`/pools]
     draws: int = DRAWS
 
 
@@ -124,7 +125,7 @@ class _Shop:
             for sampling in sorted(wanted, key=lambda one: (one.temperature, one.top_p)):
                 if (label, sampling) not in self.pools:
                     strategy = sampling.strategy(most)
-                    folder = pool_folder(self.request.out / "pools", label, ref, source, strategy)
+                    folder = pool_folder(self.request.keep or self.request.out / "pools", label, ref, source, strategy)
                     make_pool(folder, ref, source, strategy)
                     self.pools[label, sampling] = read_pool(folder, label, self.task)
         if not self.pools:

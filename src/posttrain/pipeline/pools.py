@@ -19,10 +19,11 @@ from ..ledger.row import Row
 from ..ledger.store import load_ledger
 from ..stats.flops import forward_flops
 from ..stats.pool import Item, Scores
+from ..stats.vote import majority
 from .methods import build_strategy
 from .single import evaluate_once
 
-__all__ = ["Pool", "Sampling", "Source", "likelihoods", "make_pool", "pool_folder", "read_pool", "sizes_of"]
+__all__ = ["Pool", "Sampling", "Source", "likelihoods", "make_pool", "pool_folder", "read_pool", "sizes_of", "voted_scores"]
 
 _POOLED = ("sample", "self_consistency", "best_of_n")  # their candidates are n independent samples
 
@@ -159,6 +160,20 @@ def likelihoods(pool: Pool) -> dict[str, Scores]:
         nothing = (0.0,) * len(means)
         values = tuple(None if mean is None else math.exp(mean) for mean in means)
         found[example] = Scores(values=values, tokens=nothing, flops=nothing)
+    return found
+
+
+def voted_scores(pool: Pool, n: int) -> dict[str, float]:
+    """Return per question what `self_consistency:n=n` scores: the vote of the first n samples, ties broken as it does.
+
+    Sample i does not depend on n, so this is the very answer that the strategy gives, not an expectation.
+    """
+    found = {}
+    for example, item in pool.items.items():
+        keys, means = item.keys[:n], pool.mean_logprobs[example][:n]
+        known = [mean for mean in means if mean is not None]
+        winner = majority(keys, known if len(known) == len(keys) else None)
+        found[example] = item.right[0 if winner is None else keys.index(winner)]
     return found
 
 
