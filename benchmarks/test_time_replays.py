@@ -3,7 +3,7 @@
     python benchmarks/test_time_replays.py                 # size full, into docs/results/test_time/
     python benchmarks/test_time_replays.py --size smoke    # a rehearsal: made-up answers
 
-Reads recipes/test_time.yaml. The header (tasks, n, seed, models, budget) is printed and written before anything runs; a
+Reads benchmarks/test_time.yaml. The header (tasks, n, seed, models, budget) is printed and written before anything runs; a
 folder with another header is refused. Pools and checkpoints go to --runs; run the same command after a kill and it goes on.
 """
 
@@ -264,8 +264,8 @@ def page(told: dict[str, Any], found: list[dict[str, Any]], made: dict[str, Any]
     lines += [f"| code, hardware | {made['code']}; {made['hardware']['processor']}, {made['hardware']['cores']} cores |"]
     lines += [
         "",
-        "Methods are expectations over subsets and orders of the pool, with intervals over questions; the vote against greedy "
-        "is paired, question by question.",
+        "Methods are expectations over subsets and orders of the pool, with intervals over questions; the vote against "
+        "greedy is paired, question by question.",
         "",
         "## The vote against greedy",
         "",
@@ -317,7 +317,7 @@ def page(told: dict[str, Any], found: list[dict[str, Any]], made: dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "recipes" / "test_time.yaml")
+    parser.add_argument("--config", type=Path, default=ROOT / "benchmarks" / "test_time.yaml")
     parser.add_argument("--size", default="full", help="smoke, small or full [full]")
     parser.add_argument("--runs", type=Path, help="pools and checkpoints [runs/test-time-SIZE]")
     parser.add_argument("--out", type=Path, help="results [docs/results/test_time; for smoke: RUNS/results]")

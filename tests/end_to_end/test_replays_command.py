@@ -23,7 +23,10 @@ pilot: 2
 verifier: rule
 draws: 100
 tasks:
-  - {name: gcd, task: "reasoning_gym/gcd:max_value=20", policy: "scripted:replies=4,latency=0.05", better: "scripted:replies=3"}
+  - name: gcd
+    task: reasoning_gym/gcd:max_value=20
+    policy: scripted:replies=4,latency=0.05
+    better: scripted:replies=3
 sizes: {full: {}, other: {questions: 41}}
 """
 
@@ -59,3 +62,26 @@ def test_killed_and_run_again_it_tells_the_same(tmp_path: Path) -> None:
     assert other.returncode == 1
     assert "was written for other settings: choose another --out" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_the_settings_of_the_repository_are_valid_in_every_size() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "import test_time_replays as replays\n"
+        "from posttrain.pipeline.methods import build_trainer\n"
+        "from posttrain.tasks.registry import load_task\n"
+        "for size in ('smoke', 'small', 'full'):\n"
+        "    config = replays.load(Path(sys.argv[1]) / 'test_time.yaml', size)\n"
+        "    replays.header(config, size)\n"
+        "for task in config.tasks:\n"
+        "    loaded = load_task(task.task, sizes={'test': config.questions, 'validation': 1, 'train': task.better.rows})\n"
+        "    assert all(example.rationale for example in loaded.examples('train')), task.name\n"
+        "    assert len(loaded.examples('train')) == task.better.rows > task.policy.rows\n"
+        "    build_trainer(task.policy.method), build_trainer(task.better.method)\n"
+        "assert (len(config.tasks), config.questions, config.samples) == (3, 300, 32)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "benchmarks")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
