@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, PosttrainError
+from .curving import curve
 from .icl_curving import icl_curve
 from .prompt_searching import prompt_search
 from .sensitivity_testing import sensitivity
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.command("prompt-search")(prompt_search)
 app.command("sensitivity")(sensitivity)
 app.command("icl-curve")(icl_curve)
+app.command()(curve)
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id, .gguf file, or openai:NAME.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..core.errors import BudgetSpentError, CapabilityError, PosttrainError
@@ -13,7 +14,7 @@ from ..core.files import read_json, write_json
 from ..core.progress import progress
 from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
-from ..core.types import Answer, Example, Sampled, Sampling
+from ..core.types import Answer, Completion, Example, Sampled, Sampling
 from ..engines.budget import Budgeted
 from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
@@ -65,6 +66,8 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
         Ledger(folder, [example.id for example in evaluation.examples]) as ledger,
         progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance,
     ):
+        about = {"name": evaluation.model, "fingerprint": engine.fingerprint}
+        write_json(folder / "engine.json", about | {"shape": asdict(engine.shape) if engine.shape else None})
         asyncio.run(_answer_all(evaluation, engine, ledger, prompter, strategy, advance, clock))
     loaded = load_ledger(folder)
     return summarise(loaded.rows, loaded.timings, seconds=clock.seconds)
@@ -154,7 +157,13 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
         if candidate.answer not in grades:
             grades[candidate.answer] = grade(example, candidate.answer)
     candidates = tuple(
-        {"answer": candidate.answer, "score": grades[candidate.answer], "finish": candidate.completion.finish}
+        {
+            "answer": candidate.answer,
+            "score": grades[candidate.answer],
+            "finish": candidate.completion.finish,
+            "tokens": candidate.completion.usage.generated or len(candidate.completion.tokens),
+            "mean_logprob": _mean_logprob(candidate.completion),
+        }
         for candidate in answer.candidates
     )
     cut = sum(candidate["finish"] == "length" for candidate in candidates)
@@ -176,6 +185,12 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
     )
     texts = tuple(candidate.text for candidate in answer.candidates)
     return row, Samples(example=example.id, text=answer.text, texts=texts)
+
+
+def _mean_logprob(completion: Completion) -> float | None:
+    """Return the mean raw log-probability of a token; four decimals, for the last bits depend on the company in a batch."""
+    logprobs = completion.raw_logprobs
+    return round(math.fsum(logprobs) / len(logprobs), 4) if logprobs and all(map(math.isfinite, logprobs)) else None
 
 
 def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:

@@ -49,6 +49,7 @@ class Tournament:
 
     oracle: ClassVar[bool] = False
     role: ClassVar[str] = "judge"
+    relative: ClassVar[bool] = True  # a text's score depends on the others
 
     task: Task
     form: Literal["all", "knockout"] = "all"
