@@ -5,7 +5,8 @@ The output head turns a hidden state h into logits
     z = cap · tanh(s (W h + b) / cap)        (no cap: z = s (W h + b))
 
 and log p(y) = z_y − log Σ_v exp z_v. Both functions below work through the tokens in chunks: only one chunk of logits
-exists at a time, in float32 (or wider), and no chunk survives the forward pass.
+exists at a time, in the weights' type. All that follows the product is done in float32 (or wider), on a processor for as
+many rows at a time as its cache holds, and the gradient takes the place of the logits.
 
 Shapes: N tokens, D hidden size, V vocabulary.
 """
@@ -22,7 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["CHUNK", "Head", "token_logprobs", "token_logprobs_of_module", "weighted_logprob_sum"]
 
-CHUNK = 256  # tokens whose logits exist at once: 256 × 49152 × 4 bytes = 50 MB
+CHUNK = 256  # tokens whose logits exist at once: 256 × 49152 × 2 bytes = 25 MB
+_CACHE = 2 << 20  # bytes of wide logits worked on at a time on a processor
+_KEPT = 64 << 20  # bytes of gradients that `weighted_logprob_sum` may keep from the forward to the backward pass
+_BLOCK = 2048  # rows of a head's gradient that are computed at a time: the product is added while it is in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +34,16 @@ class Head:
     """A linear output head: weights, and what some families do to its logits.
 
     `scale` is Cohere's `logit_scale` or the inverse of Granite's `logits_scaling`; `softcap` is Gemma-2's
-    `final_logit_softcapping`.
+    `final_logit_softcapping`. With a `sink_VD` (at least float32) the backward pass adds the weights' gradient to it and
+    returns none: it is as large as the head, and making, rounding and adding it up anew for every micro-batch costs more
+    than the product.
     """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Return logits in at least float32: the product in the weights' type, all that follows in float32."""
-        return adjust(torch.nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V), self.scale, self.softcap)
+    sink_VD: Tensor | None = None
 
 
 def adjust(logits_NV: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -59,7 +62,7 @@ def token_logprobs(hidden_ND: Tensor, targets_N: Tensor, head: Head, *, chunk: i
     """
     _check(hidden_ND, targets_N, head)
     apply: Any = _TokenLogprobs.apply
-    logps: Tensor = apply(hidden_ND, targets_N, head.weight_VD, head.bias_V, head.scale, head.softcap, chunk)
+    logps: Tensor = apply(hidden_ND, targets_N, head.weight_VD, head.bias_V, head.sink_VD, head.scale, head.softcap, chunk)
     return logps
 
 
@@ -77,7 +80,7 @@ def weighted_logprob_sum(
     weights_N = weights_N.to(hidden_ND.device, torch.promote_types(hidden_ND.dtype, torch.float32))
     apply: Any = _WeightedSum.apply
     result: tuple[Tensor, Tensor] = apply(
-        hidden_ND, targets_N, weights_N, head.weight_VD, head.bias_V, head.scale, head.softcap, chunk
+        hidden_ND, targets_N, weights_N, head.weight_VD, head.bias_V, head.sink_VD, head.scale, head.softcap, chunk
     )
     return result
 
@@ -121,45 +124,68 @@ def _check(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> None:
         )
 
 
-def _logps_and_dz(z_NV: Tensor, targets_N: Tensor, g_N: Tensor | None, scale: float, softcap: float | None) -> Any:
-    """Return log p(y) and, when `g_N` is given, g · ∂log p(y) / ∂(W h + b); `z_NV` is overwritten."""
-    z_y = z_NV.gather(1, targets_N[:, None])
-    lse = z_NV.logsumexp(1, keepdim=True)
-    logps = (z_y - lse)[:, 0]
-    if g_N is None:
-        return logps, None
-    slope = None if softcap is None else 1 - (z_NV / softcap).square_()  # d cap·tanh(x/cap) / dx
-    dz = z_NV.sub_(lse).exp_().mul_(-g_N[:, None])
-    dz.scatter_add_(1, targets_N[:, None], g_N[:, None].to(dz.dtype))
-    if slope is not None:
-        dz.mul_(slope)
-    if scale != 1.0:
-        dz.mul_(scale)
-    return logps, dz
+def _logps_and_dz(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    g_N: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: tuple[float, float | None],
+) -> tuple[Tensor, Tensor]:
+    """Return log p(y) and, when `g_N` is given, g · ∂log p(y) / ∂(W h + b) in the weights' type (else nothing of use)."""
+    raw_NV = torch.nn.functional.linear(hidden_ND, weight, bias)
+    rows = max(1, _CACHE // (4 * raw_NV.shape[1])) if raw_NV.device.type == "cpu" else len(raw_NV)
+    scale, softcap = how
+    logps = []
+    for at in range(0, len(raw_NV), max(rows, 1)):
+        part, y = raw_NV[at : at + rows], targets_N[at : at + rows, None]
+        z = adjust(part, scale, softcap)
+        z_y, lse = z.gather(1, y), z.logsumexp(1, keepdim=True)
+        logps.append((z_y - lse)[:, 0])
+        if g_N is None:
+            continue
+        g = g_N[at : at + rows, None].to(z.dtype)
+        slope = None if softcap is None else 1 - (z / softcap).square_()  # d cap·tanh(x/cap) / dx
+        dz = z.sub_(lse).exp_().mul_(-g)
+        dz.scatter_add_(1, y, g)
+        if slope is not None:
+            dz.mul_(slope)
+        part.copy_(dz.mul_(scale) if scale != 1.0 else dz)
+    return torch.cat(logps), raw_NV
+
+
+def _add_product(sum_VD: Tensor, dz_NV: Tensor, hidden_ND: Tensor, factor: float = 1.0) -> None:
+    """Add factor · dzᵀ h to a sum in a wider type, some rows at a time."""
+    for at in range(0, len(sum_VD), _BLOCK if sum_VD.device.type == "cpu" else len(sum_VD)):
+        block = slice(at, at + _BLOCK) if sum_VD.device.type == "cpu" else slice(None)
+        sum_VD[block].add_(dz_NV[:, block].t() @ hidden_ND, alpha=factor)
 
 
 class _Accumulator:
     """Collects the three gradients chunk by chunk; those of the head are summed in at least float32."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor | None, wanted: tuple[bool, bool, bool]
+    ) -> None:
         wide = torch.promote_types(weight.dtype, torch.float32)
-        self.weight = weight
+        self.weight, self.sink = weight, sink if wanted[1] else None
         self.hidden_grad = torch.empty_like(hidden) if wanted[0] else None
-        self.weight_grad = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        own = wanted[1] and self.sink is None
+        self.weight_grad = torch.zeros_like(weight, dtype=wide) if own else self.sink
         self.bias_grad = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
 
-    def add(self, dz: Tensor, hidden: Tensor, at: slice) -> None:
+    def add(self, dz: Tensor, hidden: Tensor, at: slice, *, weight: bool = True) -> None:
         if self.bias_grad is not None:
-            self.bias_grad += dz.sum(0)
-        dz = dz.to(self.weight.dtype)
+            self.bias_grad += dz.sum(0, dtype=self.bias_grad.dtype)
         if self.hidden_grad is not None:
             self.hidden_grad[at] = dz @ self.weight
-        if self.weight_grad is not None:
-            self.weight_grad += dz.t() @ hidden
+        if self.weight_grad is not None and weight:
+            _add_product(self.weight_grad, dz, hidden)
 
     def grads(self, bias: Tensor | None, by: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         out = []
-        for grad, like in ((self.hidden_grad, self.weight), (self.weight_grad, self.weight), (self.bias_grad, bias)):
+        weight_grad = None if self.sink is not None else self.weight_grad
+        for grad, like in ((self.hidden_grad, self.weight), (weight_grad, self.weight), (self.bias_grad, bias)):
             if grad is not None and by is not None:
                 grad = grad.mul_(by)  # the buffer is ours, and used once
             out.append(None if grad is None or like is None else grad.to(like.dtype))
@@ -168,53 +194,61 @@ class _Accumulator:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, targets, weight, bias, scale, softcap, chunk):  # type: ignore[no-untyped-def]
-        head = Head(weight_VD=weight, bias_V=bias, scale=scale, softcap=softcap)
-        logps = []
-        for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logps.append(_logps_and_dz(head.logits(h), y, None, scale, softcap)[0])
+    def forward(ctx: Any, hidden, targets, weight, bias, sink, scale, softcap, chunk):  # type: ignore[no-untyped-def]
+        logps = [
+            _logps_and_dz(h, y, None, weight, bias, (scale, softcap))[0]
+            for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        ]
         ctx.save_for_backward(hidden, targets, weight, bias)
-        ctx.head, ctx.chunk = (scale, softcap), chunk
+        ctx.sink, ctx.how, ctx.chunk = sink, (scale, softcap), chunk
         return torch.cat(logps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]
         hidden, targets, weight, bias = ctx.saved_tensors
-        scale, softcap = ctx.head
-        head = Head(weight_VD=weight, bias_V=bias, scale=scale, softcap=softcap)
         needs = ctx.needs_input_grad
-        sums = _Accumulator(hidden, weight, bias, (needs[0], needs[2], needs[3]))
+        sums = _Accumulator(hidden, weight, bias, ctx.sink, (needs[0], needs[2], needs[3]))
         for start in range(0, len(targets), ctx.chunk):
             at = slice(start, start + ctx.chunk)
-            _, dz = _logps_and_dz(head.logits(hidden[at]), targets[at], grad[at], scale, softcap)
+            _, dz = _logps_and_dz(hidden[at], targets[at], grad[at], weight, bias, ctx.how)
             sums.add(dz, hidden[at], at)
         d_hidden, d_weight, d_bias = sums.grads(bias)
-        return d_hidden, None, d_weight, d_bias, None, None, None
+        return d_hidden, None, d_weight, d_bias, None, None, None, None
 
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, targets, weights, weight, bias, scale, softcap, chunk):  # type: ignore[no-untyped-def]
-        head = Head(weight_VD=weight, bias_V=bias, scale=scale, softcap=softcap)
+    def forward(ctx: Any, hidden, targets, weights, weight, bias, sink, scale, softcap, chunk):  # type: ignore[no-untyped-def]
         needs = ctx.needs_input_grad
         wanted = (needs[0], needs[3], needs[4])
-        sums = _Accumulator(hidden, weight, bias, wanted)
-        logps = []
+        # The factor of the sink's share is known only in the backward pass: keep what is to be multiplied until then.
+        later = sink is not None and needs[3] and len(targets) * weight.shape[0] * weight.element_size() <= _KEPT
+        sums = _Accumulator(hidden, weight, bias, None, (wanted[0], wanted[1] and not later, wanted[2]))
+        logps, kept = [], []
         for start in range(0, len(targets), chunk):
             at = slice(start, start + chunk)
             g = weights[at] if any(wanted) else None
-            logp, dz = _logps_and_dz(head.logits(hidden[at]), targets[at], g, scale, softcap)
+            logp, dz = _logps_and_dz(hidden[at], targets[at], g, weight, bias, (scale, softcap))
             logps.append(logp)
-            if dz is not None:
+            if g is not None:
                 sums.add(dz, hidden[at], at)
+                if later:
+                    kept.append((at, dz))
         logps_N = torch.cat(logps)
-        ctx.sums, ctx.bias = sums, bias
+        if later:
+            ctx.save_for_backward(hidden)
+        ctx.sums, ctx.bias, ctx.sink, ctx.kept = sums, bias, sink if needs[3] else None, kept
         ctx.mark_non_differentiable(logps_N)
         return (logps_N * weights).sum(), logps_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad, _):  # type: ignore[no-untyped-def]
+        for at, dz in ctx.kept:
+            _add_product(ctx.sink, dz, ctx.saved_tensors[0][at], float(grad))
+        if ctx.sink is not None and ctx.sums.weight_grad is not None:
+            ctx.sink.add_(ctx.sums.weight_grad.mul_(grad))
+            ctx.sums.weight_grad = None
         d_hidden, d_weight, d_bias = ctx.sums.grads(ctx.bias, by=grad)
-        return d_hidden, None, None, d_weight, d_bias, None, None, None
+        return d_hidden, None, None, d_weight, d_bias, None, None, None, None

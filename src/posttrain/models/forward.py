@@ -7,7 +7,7 @@ Shapes: B rows, T positions (right-padded), N trained tokens of all rows laid en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError, ModelError
 from ..losses.logprobs import Head, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
+from .embedding import collected_embedding
 
 __all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate"]
 
@@ -112,6 +113,7 @@ class Forward(nn.Module):
         causal = causal_model(model)
         self._scale, self._softcap = head_adjustments(causal.config)
         self._virtual = _virtual_tokens(model)
+        self._sink: Callable[[Tensor], Tensor | None] | None = None
         self.packs = False
         self._check_head()
         self.packs = self._packing_is_exact()
@@ -125,12 +127,25 @@ class Forward(nn.Module):
 
         return pack(groups) if self.packs else collate([sequence for group in groups for sequence in group])
 
+    def collect_into(self, sink: Callable[[Tensor], Tensor | None]) -> None:
+        """Let backward passes add the gradients of the embedding and of the head to `sink(weight)` (None: as usual).
+
+        They are the largest weights; of the embedding only the rows of the batch's tokens have a gradient at all.
+        """
+        self._sink = sink
+
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states of the positions that predict a trained token: `hidden_ND`."""
         return self.all_hidden(batch).flatten(0, 1).index_select(0, batch.where_N)
 
     def all_hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states of every position: `hidden_BTD`."""
+        if self._sink is not None and torch.is_grad_enabled():
+            with collected_embedding(causal_model(self.model).get_input_embeddings(), self._sink):
+                return self._all_hidden(batch)
+        return self._all_hidden(batch)
+
+    def _all_hidden(self, batch: Batch) -> Tensor:
         backbone = backbone_of(self.model)
         if batch.layout is not None:
             from .sharing import packed_attention
@@ -169,7 +184,9 @@ class Forward(nn.Module):
         module = causal_model(self.model).get_output_embeddings()
         if type(module) is not nn.Linear:
             return None
-        return Head(weight_VD=module.weight, bias_V=module.bias, scale=self._scale, softcap=self._softcap)
+        collected = self._sink is not None and torch.is_grad_enabled() and module.weight.requires_grad
+        sink_VD = self._sink(module.weight) if self._sink is not None and collected else None
+        return Head(weight_VD=module.weight, bias_V=module.bias, scale=self._scale, softcap=self._softcap, sink_VD=sink_VD)
 
     @torch.no_grad()
     def _check_head(self) -> None:

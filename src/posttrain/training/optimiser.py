@@ -78,6 +78,7 @@ class Optimiser:
         self.masters = [
             p if p.dtype in (torch.float32, torch.float64) else nn.Parameter(p.detach().float()) for p in self.params
         ]
+        self._master_of = {id(p): m for p, m in zip(self.params, self.masters, strict=True)}
         self.settings = settings
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._collector(master))  # type: ignore[no-untyped-call]
@@ -97,7 +98,8 @@ class Optimiser:
     @staticmethod
     def _collector(master: Tensor) -> Any:
         def collect(param: Tensor) -> None:
-            assert param.grad is not None
+            if param.grad is None:  # the whole gradient went into the sink
+                return
             if master.grad is None:
                 master.grad = param.grad.float()
             else:
@@ -105,6 +107,15 @@ class Optimiser:
             param.grad = None
 
         return collect
+
+    def sink(self, param: Tensor) -> Tensor | None:
+        """Return where a weight's gradient may be added directly: its master's, zeros at first; None if it is frozen."""
+        master = self._master_of.get(id(param))
+        if master is None:
+            return None
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
 
     def gradients(self) -> list[Tensor]:
         """Return the gradient of every master; a weight no loss reached gets zeros."""

@@ -13,6 +13,7 @@ from ..models.forward import Forward
 from ..stats.flops import forward_flops, train_flops
 from .artifact import data_hash, export, finished, run_key
 from .loop import fit
+from .memory import keeping_memory
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser, Schedule
 from .step import Learner, Objective, Work
@@ -104,15 +105,17 @@ class Session:
         """Train on the items and export. `facts` go into `posttrain.json`; `cost` is what was spent before (a reference)."""
         method, name = self.method, type(self.method).__name__.lower()
         optimiser = Optimiser(self.module, _optimisation(method))
+        self.module.collect_into(optimiser.sink)
         learner = Learner(
             module=self.module, objective=objective, optimiser=optimiser, seed=self.seed,
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
         )  # fmt: skip
         try:
-            fit(
-                learner, items, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
-                save_every=method.save_every, description=name,
-            )  # fmt: skip
+            with keeping_memory():
+                fit(
+                    learner, items, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
+                    save_every=method.save_every, description=name,
+                )  # fmt: skip
         finally:
             optimiser.close()
         return export(
