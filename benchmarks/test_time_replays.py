@@ -62,7 +62,7 @@ class Config(Strict):
     sizes_n: list[AtLeastOne]
     vote: AtLeastOne
     temperature: float = Field(gt=0)
-    confidence: float = Field(gt=0.5, lt=1)
+    threshold: float = Field(gt=0.5, lt=1)
     pilot: AtLeastOne
     verifier: str
     max_tokens: int | None = None
@@ -111,7 +111,7 @@ def header(config: Config, size: str) -> dict[str, Any]:
         "sampling": f"temperature {config.temperature:g}, and greedy",
         "targets": {
             "adaptive": "where full voting is right on 70% or more: at most 1/3 of the samples within 0.2 points, "
-            f"confidence {config.confidence:g}, at most {config.samples} samples",
+            f"threshold {config.threshold:g}, at most {config.samples} samples",
             "compute_optimal": f"same accuracy at 1/2 the tokens of uniform voting, at the budget of {config.vote} samples, "
             f"held out, pilot of {config.pilot} included",
         },
@@ -177,7 +177,7 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
     )
     warm = {} if config.temperature == 0.7 else {"temperature": config.temperature}
     voting = named("self_consistency", **warm)
-    adaptive = named("adaptive_consistency", **warm, confidence=config.confidence)
+    adaptive = named("adaptive_consistency", **warm, threshold=config.threshold)
     optimal = named("compute_optimal", **warm, pilot=config.pilot)
     ranked = [named("best_of_n", **warm), named("best_of_n", **warm, verifier=config.verifier)]
     weighted = named("best_of_n", **warm, verifier=config.verifier, weighted=True)

@@ -62,6 +62,12 @@ def test_difficulty_by_hand() -> None:
     assert difficulty_of("score", ["a", "b"], [0.2, 0.4]) == pytest.approx(-0.3)
 
 
+def test_disagreement_by_hand() -> None:
+    assert difficulty_of("agreement", ["a", "b", "a", None]) == 2.0
+    assert difficulty_of("agreement", ["a"] * 4) == 0.0
+    assert difficulty_of("agreement", [None] * 4) == 4.0  # four unparsed samples agree on nothing
+
+
 def test_uniform_expectations_equal_the_exact_ones() -> None:
     given = pools(6)
     for n in (1, 8, 32):

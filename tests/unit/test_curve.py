@@ -19,12 +19,15 @@ from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.files import read_json
 from posttrain.core.types import ModelShape
 from posttrain.engines.scripted import ScriptedEngine
+from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.curve import CurveRequest, trace_curves
-from posttrain.pipeline.curve_rules import build_rule
+from posttrain.pipeline.curve_rules import RULES, build_rule
 from posttrain.pipeline.evaluate import Evaluation, evaluate
+from posttrain.pipeline.methods import build_strategy
 from posttrain.pipeline.pool_scores import verifier_scores
 from posttrain.pipeline.pools import Source, likelihoods, read_pool, voted_scores
 from posttrain.report.curve_words import curve_sentences, equal_cost_sentence, reach_sentence
+from posttrain.stats.allocation_table import parse_table
 from posttrain.stats.vote import expected_majority
 from posttrain.tasks.registry import load_task
 
@@ -130,6 +133,51 @@ def test_every_strategy_and_n_from_one_pool(tmp_path: Path) -> None:
     assert one["difference"] == pytest.approx(adaptive[-1]["accuracy"] - points(found, "self_consistency")[-1]["accuracy"])
 
 
+def test_the_strategy_reads_the_table_that_the_curve_fitted(tmp_path: Path) -> None:
+    """It spends on each question what the replay says of its samples in their own order, and is charged the same tokens."""
+    folder = make(tmp_path / "pool", 0.6)
+    found = trace_curves(request(tmp_path, "compute_optimal:pilot=2", pools=[f"m={folder}"]))
+    (curve,) = found["curves"]
+    assert curve["tables"].keys() == {"2", "4", "8"}
+    path = tmp_path / "out" / curve["tables"]["4"]
+    table = parse_table(path.read_text(), "here")
+    assert (table.pilot, table.difficulty, table.questions) == (2, "agreement", 30)
+    assert len({row.n for row in table.rows}) > 1
+    run = load_ledger(make(tmp_path / "run", 0.6, strategy=f"compute_optimal:pilot=2,table={path}"))
+    pool = read_pool(folder, "m", load_task(TASK, sizes={"test": 30}))
+    for row in run.rows:
+        item = pool.items[row.example]
+        first, second = item.keys[:2]
+        level = 0 if first is None and second is None else 2 if first == second else 1
+        wanted = table.row(float(2 - level))[1].n
+        assert (row.trace["n"], len(row.candidates)) == (wanted, wanted)
+        paid = (2 if wanted > 2 else 1) * item.prompt_tokens + sum(item.tokens[:wanted])
+        assert row.cost["policy"]["prompt"] + row.cost["policy"]["generated"] == pytest.approx(paid)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_have_the_settings_of_the_strategies(name: str) -> None:
+    """Under the same names, with the same defaults; what a replay fits with is its own."""
+    own = {"compute_optimal": {"verifier", "splits"}}.get(name, set())
+    if name == "pass_at_k":
+        return
+    strategy, rule = build_strategy(name), build_rule(name)
+    for field in dataclasses.fields(rule):
+        if field.name not in own:
+            assert getattr(strategy, field.name) == getattr(rule, field.name), field.name
+
+
+def test_a_verifier_with_a_model_of_its_own_needs_no_policy(tmp_path: Path) -> None:
+    folder = make(tmp_path / "pool", 0.6)
+    spec = "best_of_n:verifier=(judge:model=(scripted:replies=5))"
+    (curve,) = trace_curves(request(tmp_path, spec, pools=[str(folder)]))["curves"]
+    assert curve["points"][-1]["tokens"] > curve["points"][0]["tokens"]
+    with pytest.raises(ConfigError, match="comparing them with each other"):
+        trace_curves(request(tmp_path, "best_of_n:verifier=tournament", pools=[str(folder)]))
+    with pytest.raises(ConfigError, match="runs the model of pool"):
+        trace_curves(request(tmp_path, "best_of_n:verifier=judge", pools=[str(folder)]))
+
+
 def test_verifier_scores_are_made_once_kept_and_priced(tmp_path: Path) -> None:
     folder = make(tmp_path / "pool", 0.6)
     task = load_task(TASK, sizes={"test": 30})
@@ -228,7 +276,7 @@ MISTAKES = [
     (["self_consistency"], {"sizes": [0, 2]}, "give numbers of samples from 1"),
     (["compute_optimal"], {"sizes": [1, 2]}, "an n of at least its pilot's 4"),
     (["best_of_n:verifier=(likelihood)"], {}, None),
-    (["adaptive_consistency:confidence=2"], {}, "confidence"),
+    (["adaptive_consistency:threshold=2"], {}, "threshold"),
 ]
 
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import beta as beta_law
@@ -16,7 +17,7 @@ from posttrain.core.errors import BudgetSpentError, ConfigError
 from posttrain.core.types import Completion, Example, Message, Prompt, Sampling, Score
 from posttrain.engines.scripted import ScriptedEngine
 from posttrain.stats.proxy import best_of_k, proxy_gold_curve
-from posttrain.stats.stopping import beta_confidence, expected_adaptive, replay_adaptive, settled, settled_at
+from posttrain.stats.stopping import beta_confidence, expected_adaptive, replay, settled, settled_at
 
 P = {"1": 0.5, "2": 0.3, "3": 0.2}
 REPLIES = ["Answer: 1", "Answer: 2", "Answer: 2.0", "Answer: 3"]
@@ -310,21 +311,24 @@ def test_the_replay_of_an_order_is_what_the_strategy_does() -> None:
             run = answer(f"adaptive_consistency:n=20,wave={wave}", tools(policy(mixed)), seed=seed)
             pool = answer("self_consistency:n=20", tools(policy(mixed)), seed=seed)
             keys = [candidate.answer for candidate in pool.candidates]
-            replay = replay_adaptive(keys, range(20), n=20, wave=wave)
-            assert (replay.key, replay.used, replay.overshoot) == (
-                run.answer,
-                run.trace["samples"],
-                run.trace["overshoot"],
-            )
-            assert [c.text for c in run.candidates] == [c.text for c in pool.candidates][: replay.used]
+            chosen = [float(key == run.answer) for key in keys]
+            order = np.arange(20)[None, :]
+            (found,), (used,) = replay(keys, chosen, order, wave=wave)
+            one_by_one = replay(keys, chosen, order)[1][0]
+            assert (used, used - one_by_one) == (run.trace["samples"], run.trace["overshoot"])
+            assert found == 1.0 if run.trace["settled"] else found > 0  # the vote's winner, or one of several
+            assert [c.text for c in run.candidates] == [c.text for c in pool.candidates][:used]
 
 
 def test_the_expectation_over_orders_equals_enumeration() -> None:
     keys: list[str | None] = ["a", "a", "a", "a", "b", None, "b"]
     grades = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    replays = [replay_adaptive(keys, order, threshold=0.8) for order in itertools.permutations(range(7))]
-    used = sum(replay.used for replay in replays) / len(replays)
-    right = sum(replay.key == "a" for replay in replays) / len(replays)
+    stops = [settled_at([keys[i] for i in order], 0.8) or 7 for order in itertools.permutations(range(7))]
+    used = sum(stops) / len(stops)
+    votes = [
+        Counter(keys[i] for i in order[:stop]) for order, stop in zip(itertools.permutations(range(7)), stops, strict=True)
+    ]
+    right = sum(vote["a"] > vote["b"] for vote in votes) / len(votes)  # never equal at the end
     found = expected_adaptive(keys, grades, threshold=0.8, orders=3000)
     assert abs(found.samples - used) < 3 * found.samples_se
     assert abs(found.accuracy - right) < 3 * found.accuracy_se + 1e-9

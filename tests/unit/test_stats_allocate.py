@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.stats.allocate import Option, allocated_curve, best_table, frontier, halves, prospects
+from posttrain.stats.allocate import Option, allocated_curve, best_table, frontier, halves, prospects, table_of
+from posttrain.stats.allocation import Pool, assess
+from posttrain.stats.allocation_table import parse_table
 from posttrain.stats.crossing import Track, overtaking, reach, reached_cost, saving
 from posttrain.stats.curves import costs_at, majority_curve
 from posttrain.stats.pool import Item, Scores
@@ -67,12 +69,30 @@ def test_prospects_equal_enumeration_of_all_orders(keys: list[str | None], pilot
                 value = ("a" in top) / len(top) if top else 0.0
             right[level] += value / len(orders)
             share[level] += 1 / len(orders)
+            calls = 2 if option.n > pilot else 1  # each reads the prompt
             extra = 2.0 * option.n if option.rule != "majority" else 0.0
-            tokens[level] += (20 + sum(one.tokens[i] for i in taken) + extra) / len(orders)
+            tokens[level] += (20 * calls + sum(one.tokens[i] for i in taken) + extra) / len(orders)
         assert found.right[0, :, place] == pytest.approx(right, abs=1e-9)
         assert found.tokens[0, :, place] == pytest.approx(tokens, abs=1e-9)
         assert found.samples[0, :, place] == pytest.approx(share * option.n, abs=1e-9)
     assert found.variance[0] == 0.0
+
+
+def test_a_table_keeps_its_promise() -> None:
+    """What the table says of its questions is what its assessment in all orders finds, by a computation of its own."""
+    items = simulated(12, 5, samples=6)
+    found = prospects(items, [Option(rule="majority", n=n) for n in (2, 3, 4, 6)], pilot=2, draws=800)
+    pools = [Pool(keys=one.keys, grades=one.right, tokens=one.tokens, prompt=one.prompt_tokens) for one in items]
+    for budget in (50.0, 80.0, 110.0):
+        table = parse_table(table_of(found, budget).to_json(), "here")
+        assert [row.upto for row in table.rows] == [0.0, 1.0, None]
+        assert sum(row.share for row in table.rows) == pytest.approx(1.0)
+        judged = assess(table, pools, orders=800)
+        assert table.accuracy == pytest.approx(sum(right for right, _ in judged) / 12)
+        assert table.tokens == pytest.approx(sum(paid for _, paid in judged) / 12)
+        assert table.tokens <= budget
+    never = table_of(prospects([item(["a"] * 6)], [Option(rule="majority", n=4)], pilot=2), 1e9)
+    assert [(row.n, row.share) for row in never.rows] == [(4, 1.0), (4, 0.0), (4, 0.0)]
 
 
 @settings(max_examples=60, deadline=None)

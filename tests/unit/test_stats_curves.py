@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.stats.adaptive import beta_stop, lead_probability, replay
 from posttrain.stats.curves import (
     adaptive_curve,
     best_of_k,
@@ -28,6 +27,7 @@ from posttrain.stats.curves import (
 from posttrain.stats.passk import pass_at_k
 from posttrain.stats.pool import Item, Scores, sample_orders
 from posttrain.stats.resample import mean_interval
+from posttrain.stats.stopping import ahead, beta_confidence, replay
 
 KEYS = ["a", "b", "c", None]
 SAMPLES = st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([None, 0.0, 0.25, 0.5, 1.0])), min_size=1, max_size=6)
@@ -136,21 +136,22 @@ def test_adaptive_consistency_equals_enumeration_of_all_orders(keys: list[str | 
     for most in range(1, one.n + 1):
         orders = list(itertools.permutations(range(one.n), most))
         told = [adaptive_by_hand(order, keys, confidence, wave) for order in orders]
-        tokens = [10 + sum(one.tokens[i] for i in order[:used]) for order, (_, used) in zip(orders, told, strict=True)]
-        (point,) = adaptive_curve([one], [most], confidence=confidence, wave=wave)
+        tokens = [sum(one.tokens[i] for i in order[:used]) for order, (_, used) in zip(orders, told, strict=True)]
+        (point,) = adaptive_curve([one], [most], threshold=confidence, wave=wave)
         assert point.right[0] == pytest.approx(sum(value for value, _ in told) / len(told), abs=1e-12)
         assert point.samples[0] == pytest.approx(sum(used for _, used in told) / len(told))
-        assert point.tokens[0] == pytest.approx(sum(tokens) / len(tokens))
-        assert point.flops[0] == pytest.approx(7 + 100 * (sum(tokens) / len(tokens) - 10))
+        calls = sum(-(-used // wave) for _, used in told) / len(told)  # each reads the prompt of 10 tokens
+        assert point.tokens[0] == pytest.approx(10 * calls + sum(tokens) / len(tokens))
+        assert point.flops[0] == pytest.approx(7 * calls + 100 * sum(tokens) / len(tokens))
 
 
 def test_the_beta_rule() -> None:
-    assert [lead_probability(v, 0) for v in (1, 2, 3, 4)] == pytest.approx([0.75, 0.875, 0.9375, 0.96875])
-    assert lead_probability(5, 5) == pytest.approx(0.5)
-    assert [beta_stop(v, 0) for v in range(6)] == [False, False, False, False, True, True]
-    assert lead_probability(10**6, 10) == 1.0
+    assert [beta_confidence(v, 0) for v in (1, 2, 3, 4)] == pytest.approx([0.75, 0.875, 0.9375, 0.96875])
+    assert beta_confidence(5, 5) == pytest.approx(0.5)
+    assert [ahead(v, 0) for v in range(6)] == [False, False, False, False, True, True]
+    assert beta_confidence(10**6, 10) == 1.0
     with pytest.raises(ValueError, match="larger one first"):
-        lead_probability(1, 2)
+        beta_confidence(1, 2)
     # four samples without an answer are no agreement
     order = np.arange(6)[None, :]
     assert [part.tolist() for part in replay([None] * 6, [0.0] * 6, order)] == [[0.0], [6]]

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError, DataError
+from ..core.files import write_atomic
 from ..core.protocols import Engine, Task
 from ..core.specs import lookup, parse
 from ..core.types import Example
+from ..stats.allocation_table import Table
 from ..stats.curves import Estimate
 from ..stats.pool import Item, Scores
 from ..stats.resample import interval, mean_interval, resampled
 from .curve_findings import Traced, find_crossings, find_savings
-from .curve_rules import build_rule
+from .curve_rules import ComputeOptimal, build_rule
 from .methods import build_prompter
 from .opening import open_engine
 from .pool_scores import verifier_scores
@@ -161,7 +163,13 @@ class _Shop:
             scores, by_gold = self._scored(pool, rule.scored_by)
             oracle = oracle or by_gold
         sizes = [size for size in self.sizes if size <= pool.n]
-        points = rule.curve(items, sizes, scores, draws=self.request.draws, seed=self.request.source.seed)
+        tables: dict[int, str] = {}
+        chance = {"draws": self.request.draws, "seed": self.request.source.seed}
+        if isinstance(rule, ComputeOptimal):
+            points, fitted = rule.fitted(items, sizes, scores, **chance)
+            tables = {k: self._kept(f"{label}-{spec}-n{k}", table) for k, table in fitted.items()}
+        else:
+            points = rule.curve(items, sizes, scores, **chance)
         return Traced(
             model=label,
             strategy=spec,
@@ -171,7 +179,14 @@ class _Shop:
             scores=scores,
             priced=pool.priced,
             parameters=pool.parameters,
+            tables=tables,
         )
+
+    def _kept(self, name: str, table: Table) -> str:
+        """Write an allocation table where `compute_optimal:table=…` can read it; return the file's name."""
+        file = "allocation-" + re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-") + ".json"
+        write_atomic(self.request.out / file, table.to_json())
+        return file
 
     def bases(self, shared: Sequence[str]) -> dict[tuple[str, Sampling], list[Item]]:
         """Return the questions of every sampled pool: what uniform voting and a single sample are computed from."""
@@ -249,6 +264,7 @@ def _told(one: Traced, draws: int) -> dict[str, Any]:
         "strategy": one.strategy,
         "oracle": one.oracle,
         "points": [_point(point, one.priced, draws) for point in one.points],
+        "tables": {str(k): file for k, file in one.tables.items()},
     }
 
 

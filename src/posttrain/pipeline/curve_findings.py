@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Traced:
     scores: Mapping[str, Scores] | None = None
     priced: bool
     parameters: int | None
+    tables: Mapping[int, str] = field(default_factory=dict)  # of compute_optimal: budget, by its n, to the table's file
 
 
 def find_savings(traced: Sequence[Traced], bases: Bases, sizes: Sequence[int], *, draws: int) -> list[dict[str, Any]]:

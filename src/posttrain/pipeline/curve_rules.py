@@ -12,7 +12,9 @@ from pydantic import Field
 
 from ..core.errors import ConfigError, did_you_mean
 from ..core.specs import instantiate, parse
-from ..stats.allocate import Option, allocated_curve, prospects
+from ..stats.allocate import Option, allocated_curve, prospects, table_of
+from ..stats.allocation_table import Rule as Kind
+from ..stats.allocation_table import Table
 from ..stats.curves import (
     Estimate,
     adaptive_curve,
@@ -128,14 +130,14 @@ class BestOfN(Rule):
 class AdaptiveConsistency(Rule):
     """Voting that stops once the leading answer is safe; k is the most it may draw."""
 
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     wave: Annotated[int, Field(ge=1)] = 1
 
     def curve(
         self, items: Sequence[Item], sizes: Sequence[int], _scores: object, *, draws: int, seed: int
     ) -> list[Estimate]:
         """Return the expectation over orders of the samples."""
-        return adaptive_curve(items, sizes, confidence=self.confidence, wave=self.wave, draws=draws, seed=seed)
+        return adaptive_curve(items, sizes, threshold=self.threshold, wave=self.wave, draws=draws, seed=seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,20 +161,27 @@ class ComputeOptimal(Rule):
         self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
     ) -> list[Estimate]:
         """Return held-out accuracy at each budget that pays for the pilot."""
+        return self.fitted(items, sizes, scores, draws=draws, seed=seed)[0]
+
+    def fitted(
+        self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
+    ) -> tuple[list[Estimate], dict[int, Table]]:
+        """Return the curve, and for each budget the table that all questions together give: for questions to come."""
         budgets = [k for k in sizes if k >= self.pilot]
         if not budgets or len(items) < 2:
             raise ConfigError(
                 f"compute_optimal needs two questions and an n of at least its pilot's {self.pilot} samples: largest n is "
                 f"{max(sizes)}, questions {len(items)}"
             )
-        rules = ["majority"] if scores is None else ["majority", "best", "weighted"]
+        rules: list[Kind] = ["majority"] if scores is None else ["majority", "best", "weighted"]
         if scores is not None and any(value is not None and value < 0 for one in scores.values() for value in one.values):
             rules.remove("weighted")  # a vote cannot have negative weights
         grid = grid_of(budgets, self.pilot)
         options = [Option(rule=rule, n=n) for rule in rules for n in grid]
         found = prospects(items, options, pilot=self.pilot, scores=scores, draws=draws, seed=seed)
         paid = {k: costs_at(items, k)[0] for k in budgets}
-        return allocated_curve(items, found, paid, splits=self.splits, seed=seed)
+        tables = {k: table_of(found, float(paid[k].mean()), verifier=self.verifier) for k in budgets}
+        return allocated_curve(items, found, paid, splits=self.splits, seed=seed), tables
 
 
 RULES: dict[str, type[Any]] = {

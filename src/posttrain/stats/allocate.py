@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.seeds import derive
+from .allocation_table import Row, Rule, Table
 from .curves import Estimate, best_of_prefixes, vote_prefixes
 from .pool import Array, Indices, Item, Scores, answers_of, orders_of
 
-__all__ = ["Option", "Prospects", "allocated_curve", "best_table", "frontier", "halves", "prospects"]
+__all__ = ["Option", "Prospects", "allocated_curve", "best_table", "frontier", "halves", "prospects", "table_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """What may be done with a question: a rule over n samples in all, the pilot's among them."""
 
-    rule: str  # "majority", "best" (by a verifier's scores) or "weighted"
+    rule: Rule  # best and weighted: by a verifier's scores
     n: int
 
 
@@ -80,7 +82,7 @@ def prospects(
         orders = orders_of(item, length, draws, seed=seed)
         level = agreement(item, orders, pilot)
         share = np.equal(level[None, :], np.arange(pilot + 1)[:, None]) / len(orders)  # [levels, orders]
-        value, token, flop = _brought(item, options, scores[item.id] if scores else None, orders)
+        value, token, flop = _brought(item, options, scores[item.id] if scores else None, orders, pilot)
         right[q], tokens[q], flops[q] = share @ value, share @ token, share @ flop
         samples[q] = share.sum(axis=1)[:, None] * np.array([option.n for option in options])
         if math.perm(item.n, length) > draws and float(np.ptp(value)) > 0:
@@ -88,7 +90,9 @@ def prospects(
     return Prospects(options=tuple(options), right=right, tokens=tokens, flops=flops, samples=samples, variance=variance)
 
 
-def _brought(item: Item, options: Sequence[Option], scores: Scores | None, orders: Indices) -> tuple[Array, Array, Array]:
+def _brought(
+    item: Item, options: Sequence[Option], scores: Scores | None, orders: Indices, pilot: int
+) -> tuple[Array, Array, Array]:
     """Return score, tokens and FLOPs of each option in each order: [orders, options]."""
     sizes = sorted({option.n for option in options})
     tables = {"majority": vote_prefixes(item, None, orders, sizes)}
@@ -96,6 +100,7 @@ def _brought(item: Item, options: Sequence[Option], scores: Scores | None, order
         tables["best"] = best_of_prefixes(item, scores.values, orders, sizes)
         tables["weighted"] = vote_prefixes(item, [value or 0.0 for value in scores.values], orders, sizes)
     value = np.stack([tables[option.rule][:, sizes.index(option.n)] for option in options], axis=1)
+    calls = [1 if option.n <= pilot else 2 for option in options]  # each reads the prompt
     paid = []
     for own, more, once in (
         (item.tokens, scores.tokens if scores else None, item.prompt_tokens),
@@ -104,7 +109,7 @@ def _brought(item: Item, options: Sequence[Option], scores: Scores | None, order
         plain = np.cumsum(np.asarray(own, dtype=float)[orders], axis=1)
         checked = plain if more is None else plain + np.cumsum(np.asarray(more, dtype=float)[orders], axis=1)
         columns = [(plain if option.rule == "majority" else checked)[:, option.n - 1] for option in options]
-        paid.append(once + np.stack(columns, axis=1))
+        paid.append(once * np.array(calls) + np.stack(columns, axis=1))
     return value, paid[0], paid[1]
 
 
@@ -133,6 +138,49 @@ def best_table(front: Sequence[tuple[float, float, tuple[int, ...]]], budget: fl
     """Return the most accurate table whose mean cost is within the budget; the cheapest one if none is."""
     within = [entry for entry in front if entry[0] <= budget * (1 + 1e-12)]
     return (within[-1] if within else front[0])[2]
+
+
+def _fronts(found: Prospects, fit: NDArray[np.bool_]) -> tuple[list[tuple[float, float, tuple[int, ...]]], list[int]]:
+    """Return the frontier over the levels that some questions show, and for every level the place of the nearest of those."""
+    seen = np.flatnonzero(found.samples[fit].sum(axis=(0, 2)) > 0)
+    nearest = [int(np.argmin(np.abs(seen - level))) for level in range(found.right.shape[1])]
+    return frontier(found.right[fit].mean(axis=0)[seen], found.tokens[fit].mean(axis=0)[seen]), nearest
+
+
+def table_of(found: Prospects, budget: float, *, verifier: str | None = None) -> Table:
+    """Return the most accurate table at a mean of `budget` tokens, fitted on all questions: what `compute_optimal` reads.
+
+    A row for every level of agreement, from all pilot samples to none; one that no question showed takes the nearest one's
+    option. The cheapest table if the budget pays for none.
+    """
+    questions, levels, _ = found.right.shape
+    front, nearest = _fronts(found, np.ones(questions, dtype=bool))
+    fitted = best_table(front, budget)
+    rows = []
+    for level in reversed(range(levels)):
+        at = fitted[nearest[level]]
+        option = found.options[at]
+        right, tokens, samples = (float(part[:, level, at].mean()) for part in (found.right, found.tokens, found.samples))
+        share = samples / option.n
+        rows.append(
+            Row(
+                upto=float(levels - 1 - level) if level else None,
+                rule=option.rule,
+                n=option.n,
+                share=share,
+                accuracy=right / share if share else 0.0,
+                tokens=tokens / share if share else 0.0,
+            )
+        )
+    return Table(
+        pilot=levels - 1,
+        difficulty="agreement",
+        verifier=verifier,
+        rows=tuple(rows),
+        accuracy=math.fsum(row.share * row.accuracy for row in rows),
+        tokens=math.fsum(row.share * row.tokens for row in rows),
+        questions=questions,
+    )
 
 
 def halves(items: Sequence[Item], seed: int) -> Array:
@@ -164,10 +212,7 @@ def allocated_curve(
         half = halves(items, derive(seed, "split", split))
         for side in (0.0, 1.0):
             fit, held = half == side, half != side
-            right, cost = found.right[fit].mean(axis=0), found.tokens[fit].mean(axis=0)
-            seen = np.flatnonzero(found.samples[fit].sum(axis=(0, 2)) > 0)
-            nearest = [int(np.argmin(np.abs(seen - level))) for level in range(right.shape[0])]
-            front = frontier(right[seen], cost[seen])
+            front, nearest = _fronts(found, fit)
             for label, paid in budgets.items():
                 fitted = best_table(front, float(paid[fit].mean()))
                 table = np.array([fitted[place] for place in nearest])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import ConfigError, DataError
+from .allocate import frontier
 from .allocation_table import Difficulty, Row, Rule, Table
 from .vote import answer_entropy
 
@@ -65,14 +67,16 @@ def pool_of(row: Sampled, key: Callable[[str], str], values: Sequence[float] | N
 def difficulty_of(kind: Difficulty, keys: Sequence[str | None], values: Sequence[float] | None = None) -> float:
     """Return the difficulty that the pilot samples show; higher is harder.
 
-    "entropy": that of their answers over log m, in [0, 1]; each unparsed sample counts as an answer of its own. "score":
-    minus the mean of the verifier's scores. Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted
+    "entropy": that of their answers over log m, in [0, 1]; each unparsed sample counts as an answer of its own. "agreement":
+    how many do not have the most frequent answer (of which unparsed ones are none). "score": minus the mean of the verifier's scores. Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted
     difficulty, by a verifier); the entropy needs none.
     """
     if kind == "score":
         if not values:
             raise ValueError("difficulty by score needs the pilot's scores")
         return -math.fsum(values) / len(values)
+    if kind == "agreement":
+        return float(len(keys) - max(Counter(key for key in keys if key is not None).values(), default=0))
     if len(keys) < 2:
         return 0.0 if keys and keys[0] is not None else 1.0
     own = [f"?{i}" if key is None else f"={key}" for i, key in enumerate(keys)]
@@ -84,22 +88,11 @@ def allocate(
 ) -> list[int]:
     """Return for each bin the choice that maximises mean accuracy at a mean cost of at most `budget`: exactly.
 
-    max Σ_b s_b·A[b][c_b] subject to Σ_b s_b·C[b][c_b] ≤ budget (the multiple-choice knapsack), by merging one bin at a time
-    and keeping only the combinations that no other beats on both counts. Raises `ConfigError` when nothing fits.
+    max Σ_b s_b·A[b][c_b] subject to Σ_b s_b·C[b][c_b] ≤ budget (the multiple-choice knapsack); the last of `frontier` that
+    fits. Raises `ConfigError` when nothing fits.
     """
-    front: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]  # cost, accuracy, choices
-    for share, accuracies, costs in zip(shares, accuracy, cost, strict=True):
-        grown = [
-            (spent + share * c, gained + share * a, (*chosen, i))
-            for spent, gained, chosen in front
-            for i, (a, c) in enumerate(zip(accuracies, costs, strict=True))
-        ]
-        grown.sort(key=lambda item: (item[0], -item[1], item[2]))
-        front, best = [], -math.inf
-        for item in grown:
-            if item[1] > best + 1e-12:
-                front.append(item)
-                best = item[1]
+    share = np.asarray(shares, dtype=float)[:, None]
+    front = frontier(share * np.asarray(accuracy, dtype=float), share * np.asarray(cost, dtype=float))
     fitting = [item for item in front if item[0] <= budget * (1 + 1e-9)]
     if not fitting:
         raise ConfigError(

@@ -14,7 +14,7 @@ __all__ = ["Difficulty", "Row", "Rule", "Table", "parse_table"]
 KIND = "posttrain allocation"
 VERSION = 1
 Rule = Literal["majority", "weighted", "best"]
-Difficulty = Literal["entropy", "score"]
+Difficulty = Literal["entropy", "score", "agreement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Table:
 
 def parse_table(text: str, where: str) -> Table:
     """Read what `Table.to_json` wrote; raises `ConfigError` that says what is wrong with the file."""
-    mend = "make one with posttrain.stats.allocation.fit"
+    mend = "make one with posttrain curve --strategy compute_optimal, or posttrain.stats.allocation.fit"
     try:
         values: Any = json.loads(text)
     except json.JSONDecodeError as error:
@@ -68,7 +68,7 @@ def parse_table(text: str, where: str) -> Table:
         edges = [math.inf if row.upto is None else float(row.upto) for row in rows]
         good = bool(rows) and edges == sorted(set(edges)) and edges[-1] == math.inf and table.pilot >= 1
         good = good and all(row.n >= table.pilot and row.rule in ("majority", "weighted", "best") for row in rows)
-        good = good and table.difficulty in ("entropy", "score")
+        good = good and table.difficulty in ("entropy", "score", "agreement")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"allocation table {where} is damaged ({error}): fit it again") from None
     if not good:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .adaptive import replay
 from .pool import Array, Indices, Item, Scores, answers_of, orders_of
+from .stopping import replay
 from .vote import expected_majority
 
 __all__ = [
@@ -158,7 +158,7 @@ def weighted_curve(
 
 
 def adaptive_curve(
-    items: Sequence[Item], sizes: Sequence[int], *, confidence: float, wave: int, draws: int = 2000, seed: int = 0
+    items: Sequence[Item], sizes: Sequence[int], *, threshold: float, wave: int, draws: int = 2000, seed: int = 0
 ) -> list[Estimate]:
     """Return adaptive consistency with at most k samples, for each k: over all orders when few, else over `draws`."""
     columns: dict[int, list[tuple[float, float, float, float, float]]] = {k: [] for k in sizes}
@@ -168,10 +168,14 @@ def adaptive_curve(
         tokens = np.cumsum(np.asarray(item.tokens, dtype=float)[orders], axis=1)
         flops = np.cumsum(np.asarray(item.flops, dtype=float)[orders], axis=1)
         for k in sizes:
-            right, used = replay(item.keys, item.right, orders[:, :k], confidence=confidence, wave=wave)
+            right, used = replay(item.keys, item.right, orders[:, :k], threshold=threshold, wave=wave)
             mean, variance = _moments(right[:, None], exact=exact)
             at = (np.arange(len(orders)), used - 1)
-            paid = (item.prompt_tokens + float(tokens[at].mean()), item.prompt_flops + float(flops[at].mean()))
+            calls = float(np.ceil(used / wave).mean())  # each wave is a call, which reads the prompt
+            paid = (
+                calls * item.prompt_tokens + float(tokens[at].mean()),
+                calls * item.prompt_flops + float(flops[at].mean()),
+            )
             columns[k].append((float(mean[0]), float(used.mean()), *paid, float(variance[0])))
     found = []
     for k, rows in columns.items():

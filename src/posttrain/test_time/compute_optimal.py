@@ -27,9 +27,10 @@ class ComputeOptimal:
 
     (rule, n)* = argmax_{rule, n per bin} E[accuracy] subject to E[tokens] ≤ budget, for bins of the pilot's difficulty.
 
-    The difficulty is the entropy of the pilot's answers, or the mean of a verifier's scores on them; both are paid, and the
-    pilot samples are the first of those that are used: nothing is drawn twice. The table says which, with which verifier,
-    and was fitted on the graded samples of other questions by `posttrain.stats.allocation.fit`. Rules: majority; weighted
+    The difficulty is the entropy of the pilot's answers, how many of them agree, or the mean of a verifier's scores on them;
+    all are paid, and the pilot samples are the first of those that are used: nothing is drawn twice. The table says which,
+    with which verifier, and was fitted on the graded samples of other questions, by `posttrain curve` or by
+    `posttrain.stats.allocation.fit`. Rules: majority; weighted
     and best, by the table's verifier.
 
     Args:
@@ -72,7 +73,7 @@ class ComputeOptimal:
         if scorer is not None and table.difficulty == "score":
             scores = await scorer(example, candidates, tools)
         known = [score for score in scores if score is not None]
-        measured = table.difficulty == "entropy" or bool(known)
+        measured = table.difficulty != "score" or bool(known)
         hard = difficulty_of(table.difficulty, keys, known) if measured else None
         place, row = (len(table.rows) - 1, table.rows[-1]) if hard is None else table.row(hard)
 
@@ -102,8 +103,8 @@ class ComputeOptimal:
         path = Path(self.table)
         if not path.is_file():
             raise ConfigError(
-                f"compute_optimal: no table {path}: give table=FILE, made with posttrain.stats.allocation.fit from the "
-                "graded samples of an evaluation"
+                f"compute_optimal: no table {path}: give table=FILE, made from graded samples by posttrain curve "
+                "--strategy compute_optimal, or by posttrain.stats.allocation.fit"
             )
         table = _load(path, path.stat().st_mtime_ns)
         if table.pilot != self.pilot:
