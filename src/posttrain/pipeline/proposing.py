@@ -37,7 +37,7 @@ def proposals(
     ρ_i ~ p(· | D_i), D_i drawn from the pool anew for each i: proposal i does not depend on how many are asked for. One
     that the token limit cut, an empty one and one that was there before do not count.
 
-    Source: Zhou et al. 2022 (arXiv 2211.01910), section 3.1, forward generation; the wording is the paper's.
+    Source: Zhou et al. 2022 (arXiv 2211.01910), section 3.1, forward generation; the wording follows the paper's.
     """
     path = bench.out / "proposals.json"
     of = [bench.models.fingerprint(model), bench.task.version, bench.seed, [example.id for example in pool]]

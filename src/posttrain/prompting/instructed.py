@@ -39,7 +39,7 @@ class Instructed:
         prompt: the spec of the prompter that asks; null: the one the search was made with, else zero_shot.
         place: "user": at the head of the turn that asks; "system": in the system message, behind one that is there.
 
-    Source: Zhou et al. 2022, "Large Language Models Are Human-Level Prompt Engineers" (arXiv 2211.01910), section 2.
+    Source: Zhou et al. 2022, "Large Language Models Are Human-Level Prompt Engineers" (arXiv 2211.01910), section 3.
     """
 
     needs: ClassVar[Any] = _Needs()
