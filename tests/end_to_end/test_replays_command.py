@@ -18,7 +18,7 @@ samples: 4
 sizes_n: [1, 2, 4]
 vote: 4
 temperature: 0.9
-confidence: 0.9
+threshold: 0.9
 pilot: 2
 verifier: rule
 draws: 100

@@ -139,7 +139,7 @@ def test_the_strategy_reads_the_table_that_the_curve_fitted(tmp_path: Path) -> N
     found = trace_curves(request(tmp_path, "compute_optimal:pilot=2", pools=[f"m={folder}"]))
     (curve,) = found["curves"]
     assert curve["tables"].keys() == {"2", "4", "8"}
-    path = tmp_path / "out" / curve["tables"]["4"]
+    path = tmp_path / "out" / curve["tables"]["8"]
     table = parse_table(path.read_text(), "here")
     assert (table.pilot, table.difficulty, table.questions) == (2, "agreement", 30)
     assert len({row.n for row in table.rows}) > 1

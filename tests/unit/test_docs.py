@@ -31,6 +31,9 @@ def test_a_page_has_all_parts_and_the_settings_that_the_class_has(method: Descri
     assert [f"{key}={value}" for key, value in re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.MULTILINE)] == list(
         method.settings
     )
+    published = re.search(rf"^<!-- measured:{method.name} --> \S", text, re.MULTILINE)  # by benchmarks/publish.py
+    assert method.measured == bool(published), "the class's `measured` and its page's result do not agree"
+    assert bool(published) != ("not measured yet" in text.lower())
 
 
 def test_the_index_and_the_navigation_name_every_method() -> None:

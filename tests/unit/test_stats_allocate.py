@@ -143,7 +143,7 @@ def test_allocation_saves_tokens_on_held_out_questions() -> None:
     # four answers that all differ: only a hopeless question, which is given the pilot and no more whatever the budget
     assert curve[24].samples[2::3].mean() < 4.5
     assert curve[24].right.mean() == pytest.approx(uniform[24], abs=0.005)
-    assert curve[24].tokens.mean() < 0.75 * budgets[24].mean()
+    assert curve[24].tokens.mean() < 0.8 * budgets[24].mean()
 
 
 def test_tables_are_never_judged_on_the_questions_that_fitted_them() -> None:

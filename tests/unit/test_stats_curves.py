@@ -215,7 +215,7 @@ def test_curves_of_a_simulated_policy_are_its_closed_forms() -> None:
         "majority": majority_curve(items, sizes),
         "pass": ranked_curve(items, sizes),
         "best": ranked_curve(items, sizes, quality),
-        "adaptive": adaptive_curve(items, sizes, confidence=0.95, wave=1, draws=400),
+        "adaptive": adaptive_curve(items, sizes, threshold=0.95, wave=1, draws=400),
     }
     for at, k in enumerate(sizes):
         expected = {

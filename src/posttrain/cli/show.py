@@ -20,7 +20,7 @@ def show_pairs(left: str, right: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the methods by lever: what each is, its settings, what it needs, what it costs, how it fails."""
+    """Print the methods by lever: what each is, its settings, what it needs and costs, how it fails, whether it is measured."""
     console = Console()
     for lever in dict.fromkeys(method["lever"] for method in found):
         table = Table(title=lever, title_justify="left", title_style="bold", show_lines=True)
@@ -32,7 +32,8 @@ def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
             what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
             what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
             price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
-            table.add_row(f"[bold]{method['name']}[/]", what, "\n".join(method["settings"]), price)
+            name = f"[bold]{method['name']}[/]" + ("" if method["measured"] else "\n[yellow]not measured yet[/]")
+            table.add_row(name, what, "\n".join(method["settings"]), price)
         console.print(table)
 
 

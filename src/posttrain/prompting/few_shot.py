@@ -41,6 +41,7 @@ class FewShot:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Brown et al. 2020, arXiv 2005.14165"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "k × (question + answer) + question"
     fails: ClassVar[str] = "answers need steps: shots without steps teach the model to guess in one go"
 

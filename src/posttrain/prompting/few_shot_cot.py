@@ -43,6 +43,7 @@ class FewShotCot:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Wei et al. 2022, arXiv 2201.11903"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "k × (question + steps + answer) + question; longer replies"
     fails: ClassVar[str] = (
         "small models copy the look of the steps without their content; no training example has worked steps"

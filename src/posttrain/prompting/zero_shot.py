@@ -27,6 +27,7 @@ class ZeroShot:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Brown et al. 2020, arXiv 2005.14165"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "question"
     fails: ClassVar[str] = "the model does not know the form of the answer, or answers before it has worked the problem out"
 

@@ -141,7 +141,7 @@ def best_table(front: Sequence[tuple[float, float, tuple[int, ...]]], budget: fl
 
 
 def _fronts(found: Prospects, fit: NDArray[np.bool_]) -> tuple[list[tuple[float, float, tuple[int, ...]]], list[int]]:
-    """Return the frontier over the levels that some questions show, and for every level the place of the nearest of those."""
+    """Return the frontier over the levels that some questions show, and for every level the place of the nearest one."""
     seen = np.flatnonzero(found.samples[fit].sum(axis=(0, 2)) > 0)
     nearest = [int(np.argmin(np.abs(seen - level))) for level in range(found.right.shape[1])]
     return frontier(found.right[fit].mean(axis=0)[seen], found.tokens[fit].mean(axis=0)[seen]), nearest

@@ -67,9 +67,10 @@ def pool_of(row: Sampled, key: Callable[[str], str], values: Sequence[float] | N
 def difficulty_of(kind: Difficulty, keys: Sequence[str | None], values: Sequence[float] | None = None) -> float:
     """Return the difficulty that the pilot samples show; higher is harder.
 
-    "entropy": that of their answers over log m, in [0, 1]; each unparsed sample counts as an answer of its own. "agreement":
-    how many do not have the most frequent answer (of which unparsed ones are none). "score": minus the mean of the verifier's scores. Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted
-    difficulty, by a verifier); the entropy needs none.
+    "entropy": that of their answers over log m, in [0, 1]; each unparsed sample counts as an answer of its own.
+    "agreement": how many do not have the most frequent answer; an unparsed sample has none. "score": minus the mean of the
+    verifier's scores. Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted difficulty, by a verifier);
+    the others need none.
     """
     if kind == "score":
         if not values:

@@ -111,7 +111,8 @@ def expected_adaptive(
 ) -> Adaptive:
     """Return accuracy and samples used of one question's pool as the mean over `orders` seeded random orders.
 
-    An answer's worth is the mean grade of its samples; no answer is worth 0. `overshoot` is what waves draw beyond one by one.
+    An answer's worth is the mean grade of its samples; no answer is worth 0. `overshoot` is what waves draw beyond what
+    one by one would.
     """
     generator = np.random.default_rng(seed)
     drawn = np.argsort(generator.random((orders, len(keys))), axis=1)[:, :n].astype(np.int64)

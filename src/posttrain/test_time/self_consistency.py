@@ -52,6 +52,7 @@ class SelfConsistency:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = "Wang et al. 2022, arXiv 2203.11171"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "n replies, one prompt per variant, and n scorings with vote=verifier"
     fails: ClassVar[str] = (
         "the most frequent answer is wrong (then more samples make it worse), or answers cannot be compared"
