@@ -98,7 +98,10 @@ def test_the_meter_charges_all_and_spends_nothing_on_what_is_replayed(kept: Gene
 DIFFERENT = {
     "question": {"prompt": Prompt(messages=(Message(role="user", content="how much"),))},
     "role": {"prompt": Prompt(messages=(Message(role="system", content="how many"),))},
+    "opening": {"prompt": replace(ASK, opening="So")},
     "prefix": {"prompt": replace(ASK, prefix="So")},
+    "opening and prefix": {"prompt": replace(ASK, opening="So", prefix="So")},
+    "pieces": {"prompt": replace(ASK, prefix=("So", Completion(text="So", tokens=(7,))))},
     "prefix tokens": {"prompt": replace(ASK, prefix=Completion(text="So", tokens=(7,)))},
     "temperature": {"sampling": replace(HOT, temperature=0.5)},
     "top_p": {"sampling": replace(HOT, top_p=0.9)},
@@ -121,6 +124,9 @@ def test_whatever_changes_what_is_sampled_is_another_entry(kept: Generations) ->
     draw(Cached(other, kept))
     assert other.drawn == [0]
     draw(cached, prompt=replace(ASK, cue="Therefore"))  # the second stage is a call of its own
+    assert len(engine.drawn) == len(DIFFERENT) + 1
+    draw(cached, prompt=replace(ASK, prefix=("So",)))  # one piece is that piece
+    draw(cached, prompt=replace(ASK, messages=(replace(ASK.messages[0], shot=1, shots=("how",)),)))  # marks are not read
     assert len(engine.drawn) == len(DIFFERENT) + 1
     greedy = Sampling()
     draw(cached, greedy)

@@ -17,6 +17,7 @@ from posttrain.core.specs import build
 from posttrain.core.types import Answer, Completion, Example, Message, Prompt, Sampling
 from posttrain.data.chat import render_prompt
 from posttrain.engines.fitting import Fitting, without_first_shot
+from posttrain.engines.purse import Allowance
 from posttrain.engines.scripted import ScriptedEngine
 from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.evaluate import Evaluation, evaluate
@@ -128,14 +129,30 @@ def test_the_count_reaches_the_row(tmp_path: Path, strategy: str) -> None:
     assert counts[0] < counts[1] + 8
 
 
+def asked_once(tiny: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return evaluate_once(
+        model=str(tiny), task="reasoning_gym/chain_sum:min_terms=2,max_terms=2,max_digits=2", prompt="few_shot:k=5",
+        strategy="greedy", data=None, split="test", limit=3, max_tokens=8, seed=0, out=out, slots=4, device="cpu",
+        dtype="float32", chat_template=None, **({"allowance": None, "cache": None} | more),
+    )  # fmt: skip
+
+
+def test_meter_budget_dropped_shots_and_cache_stack_up(tmp_path: Path) -> None:
+    """Rows and costs are the same with any of them; the cache serves the second run, and a budget that holds is silent."""
+    tiny, kept = tiny_models.folder(tmp_path / "tiny"), tmp_path / "kept.sqlite"
+    asked_once(tiny, tmp_path / "plain")
+    plain = load_ledger(tmp_path / "plain").rows
+    for name in ("first", "again"):
+        told = asked_once(tiny, tmp_path / name, cache=kept, allowance=Allowance(example=5000))
+        assert load_ledger(tmp_path / name).rows == plain
+        assert (told["spent"]["tokens"] == 0) == (name == "again")
+    asked_once(tiny, tmp_path / "short", allowance=Allowance(example=100))
+    assert all(row.trace["budget"] == "spent" for row in load_ledger(tmp_path / "short").rows)
+
+
 def test_a_real_context_drops_shots(tmp_path: Path) -> None:
     tiny = tiny_models.folder(tmp_path / "tiny")  # 256 positions, a token per byte
-    result = evaluate_once(
-        model=str(tiny), task="reasoning_gym/chain_sum:min_terms=2,max_terms=2,max_digits=2", prompt="few_shot:k=5",
-        strategy="greedy", data=None, split="test", limit=3, max_tokens=8, allowance=None, cache=None, seed=0,
-            out=tmp_path / "out", slots=4,
-        device="cpu", dtype="float32", chat_template=None,
-    )  # fmt: skip
+    result = asked_once(tiny, tmp_path / "out")
     rows = load_ledger(tmp_path / "out").rows
     assert all(0 < row.trace["shots_dropped"] <= 5 for row in rows)
     assert all(row.cost["policy"]["prompt"] + 8 <= 256 for row in rows)

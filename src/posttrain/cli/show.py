@@ -20,7 +20,7 @@ def show_pairs(left: str, right: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the methods by lever: what each is, its settings, what it needs and costs, how it fails, whether it is measured."""
+    """Print the methods by lever: what each is, its settings, what it needs and costs, how it fails, if it is measured."""
     console = Console()
     for lever in dict.fromkeys(method["lever"] for method in found):
         table = Table(title=lever, title_justify="left", title_style="bold", show_lines=True)
