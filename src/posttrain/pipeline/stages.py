@@ -83,10 +83,10 @@ class Workshop:
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
-        if stage.eval is not None:  # a budget that is not set leaves the key as it is
-            config["eval"] = {
-                key: value for key, value in config["eval"].items() if "budget" not in key or value is not None
-            }
+        config = {key: value for key, value in config.items() if key != "search" or value is not None}
+        if stage.eval is not None:  # a later setting that is not set leaves the key as it was
+            late = {name for name in config["eval"] if "budget" in name or name == "instruction"}
+            config["eval"] = {key: value for key, value in config["eval"].items() if key not in late or value is not None}
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
