@@ -31,7 +31,7 @@ def test_beam_search_runs_on_step_scores() -> None:
 def test_a_watch_ends_traces() -> None:
     engine = ScriptedEngine(
         lambda text, sample, seed: "Answer: 5 5 5 5" if sample == 2 else "so Answer: 4",
-        logprobs=lambda text, words: [-0.01 if "5" in "".join(words) else -0.5 for word in words],
+        logprobs=lambda text, words: [-0.5 if "5" in "".join(words) else -0.01 for word in words],
     )
     found = asyncio.run(sketches.DeepConfSketch()(PROMPT, EXAMPLE, tools(engine), seed=0))
     assert found.answer == "4"

@@ -108,3 +108,60 @@ def test_a_folder_keeps_one_evaluation(tmp_path: Path) -> None:
     other = posttrain(*arguments, "--seed", "1", cwd=tmp_path)
     assert other.returncode == 2
     assert "holds another evaluation" in other.stderr
+
+
+EVAL = ["eval", "--model", "scripted", "--task", TASK, "--limit", "12", "--json"]
+
+
+def evaluated(*arguments: str, cwd: Path) -> tuple[dict, bytes]:
+    done = posttrain(*EVAL, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    return told, (cwd / told["ledger"]).read_bytes()
+
+
+def test_what_was_generated_is_not_generated_again(tmp_path: Path) -> None:
+    plain, rows = evaluated("--strategy", "self_consistency:n=4", "--no-cache", "--out", "plain", cwd=tmp_path)
+    assert plain["spent"]["replayed"] == 0
+    cold, first = evaluated("--strategy", "self_consistency:n=4", "--cache", "kept", "--out", "a", cwd=tmp_path)
+    warm, again = evaluated("--strategy", "self_consistency:n=4", "--cache", "kept", "--out", "b", cwd=tmp_path)
+    assert rows == first == again
+    assert warm["cost"] == cold["cost"] == plain["cost"]
+    assert (cold["spent"]["tokens"], warm["spent"]["tokens"]) == (plain["cost"]["tokens"], 0)
+    more, _ = evaluated("--strategy", "self_consistency:n=6", "--cache", "kept/generations.sqlite", cwd=tmp_path)
+    assert more["spent"]["replayed"] == warm["spent"]["replayed"]
+    assert more["spent"]["tokens"] < more["cost"]["tokens"]
+    (tmp_path / "kept" / "generations.sqlite").write_bytes(b"not a cache" * 500)
+    broken = posttrain(*EVAL, "--cache", "kept", cwd=tmp_path)
+    assert broken.returncode == 1
+    assert broken.stderr.splitlines()[-1].startswith("error: the cache of generations kept/generations.sqlite is damaged")
+    both = posttrain(*EVAL, "--cache", "kept", "--no-cache", cwd=tmp_path)
+    assert (both.returncode, "contradict" in both.stderr) == (2, True)
+
+
+def test_a_budget_is_kept_and_told(tmp_path: Path) -> None:
+    whole, rows = evaluated("--strategy", "self_consistency:n=8", cwd=tmp_path)
+    assert whole["budget_rate"] == 0
+    held, _ = evaluated("--strategy", "self_consistency:n=8", "--budget-tokens", "300", "--max-tokens", "100", cwd=tmp_path)
+    assert held["budget_rate"] == 0  # eight short replies fit, if not all at once
+    assert held["accuracy"] == whole["accuracy"]
+    less, rows = evaluated("--strategy", "self_consistency:n=8", "--budget-tokens", "60", "--max-tokens", "20", cwd=tmp_path)
+    assert less["budget_rate"] == 1
+    assert less["ledger"] != held["ledger"]
+    for row in map(json.loads, rows.splitlines()):
+        assert row["cost"]["policy"]["prompt"] + row["cost"]["policy"]["generated"] <= 60
+        assert 1 <= len(row["candidates"]) < 8
+        assert row["trace"]["budget"] == "spent"
+    run, _ = evaluated("--strategy", "self_consistency:n=8", "--run-budget-tokens", "500", cwd=tmp_path)
+    assert run["cost"]["tokens"] <= 500
+    assert run["budget_rate"] > 0
+    shown = posttrain(*EVAL[:-1], "--budget-tokens", "5", cwd=tmp_path)
+    assert "ended by the budget" in shown.stdout
+    assert "100.0%" in shown.stdout
+    for wrong, sentence in (
+        (["--budget-tokens", "5", "--budget-flops", "5"], "not both"),
+        (["--budget-flops", "1e9"], "sizes are known"),
+    ):
+        done = posttrain(*EVAL, *wrong, cwd=tmp_path)
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr

@@ -142,6 +142,21 @@ def test_continuing_a_completion_reuses_its_tokens():
     assert tail.usage.cached == tail.usage.prompt - 1  # everything but the last token lay in a slot
 
 
+def test_pieces_of_a_prefix_join_by_their_ids():
+    """An opening text, a completion, a text behind it, another completion: nothing is tokenised again across a seam."""
+    local = engine("llama")
+    messages = ask("Tell").messages
+    ((first,),) = all_of(local, [ask("Tell", prefix="So,")], Sampling(max_tokens=7))
+    ((second,),) = all_of(local, [ask("Tell", prefix=("So,", first, "Wait"))], Sampling(max_tokens=6))
+    ids = render_prompt(tokenizer(), messages, prefix="So,") + list(first.tokens) + tokenizer()("Wait")["input_ids"]
+    assert render_prompt(tokenizer(), messages, prefix=("So,", first, "Wait")) == ids
+    assert list(second.tokens) == plain_greedy(local._model, ids, 6)
+    assert render_prompt(tokenizer(), messages, prefix=("So", ",")) == render_prompt(tokenizer(), messages, prefix="So,")
+    assert ask("Tell", prefix=("So,", first, "Wait", second)).begun == f"So,{first.text}Wait{second.text}"
+    ((third,),) = all_of(local, [ask("Tell", prefix=("So,", first, "Wait", second))], Sampling(max_tokens=3))
+    assert list(third.tokens) == plain_greedy(local._model, ids + list(second.tokens), 3)
+
+
 def test_a_text_prefix_opens_the_answer():
     local = engine("llama")
     ((completion,),) = all_of(local, [ask("Tell", prefix="So,")], Sampling(max_tokens=8))

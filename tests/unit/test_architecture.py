@@ -81,7 +81,7 @@ def test_import_is_light(command: str) -> None:
 def test_levers_and_tasks_need_no_torch() -> None:
     code = (
         "import sys, importlib, pkgutil\n"
-        "for name in ('tasks', 'prompting', 'test_time', 'stats', 'ledger', 'data'):\n"
+        "for name in ('tasks', 'prompting', 'test_time', 'stats', 'ledger', 'data', 'verifiers'):\n"
         "    package = importlib.import_module('posttrain.' + name)\n"
         "    for module in pkgutil.iter_modules(package.__path__):\n"
         "        importlib.import_module(f'posttrain.{name}.{module.name}')\n"

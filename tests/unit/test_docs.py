@@ -31,6 +31,9 @@ def test_a_page_has_all_parts_and_the_settings_that_the_class_has(method: Descri
     assert [f"{key}={value}" for key, value in re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.MULTILINE)] == list(
         method.settings
     )
+    published = re.search(rf"^<!-- measured:{method.name} --> \S", text, re.MULTILINE)  # by benchmarks/publish.py
+    assert method.measured == bool(published), "the class's `measured` and its page's result do not agree"
+    assert bool(published) != ("not measured yet" in text.lower())
 
 
 def test_the_index_and_the_navigation_name_every_method() -> None:
@@ -60,12 +63,15 @@ def test_every_command_names_methods_that_exist() -> None:
     commands = [
         line
         for page in PAGES
-        for line in re.findall(r"posttrain (?:eval|train) .*", page.read_text(encoding="utf-8").replace("\\\n", " "))
+        for line in re.findall(
+            r"posttrain (?:eval|train|prompt-search|sensitivity|icl-curve) .*",
+            page.read_text(encoding="utf-8").replace("\\\n", " "),
+        )
     ]
     specs = [
-        (kind, spec)
+        (kind, quoted or spec)
         for line in commands
-        for kind, spec in re.findall(r"--(prompt|strategy) '?([a-z_]+:[\w=.,]+|[a-z_]+)", line)
+        for kind, quoted, spec in re.findall(r"--(prompt|strategy) (?:'([^']+)'|([a-z_]+:[\w=.,]+|[a-z_]+))", line)
     ]
     trained = [spec for line in commands for spec in re.findall(r"posttrain train ([a-z]+(?::[\w=.,-]+)?)", line)]
     assert len(specs) >= 8

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from posttrain.core.errors import CapabilityError, ConfigError
+from posttrain.core.errors import BudgetSpentError, CapabilityError, ConfigError
 from posttrain.core.protocols import Tools, Watch
 from posttrain.core.specs import build
 from posttrain.core.types import Answer, Completion, Example, Message, Prompt, Sampling, Score
@@ -40,6 +40,7 @@ class Recorder(ScriptedEngine):
         self, prompt: Prompt, sampling: Sampling, *, seed: int, samples: Sequence[int] = (0,), watch: Watch | None = None
     ) -> list[Completion]:
         self.asked = (sampling, tuple(samples))
+        self.prompt = prompt
         return await super().generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
 
 
@@ -61,7 +62,8 @@ def test_equivalent_answers_vote_together() -> None:
     )
     assert found.answer == "1,000"
     assert found.text == "Answer: 1,000"  # the winner's first sample
-    assert found.trace == {"votes": {"7": 2, "1000": 3}, "unparsed": 0, "tied": False}
+    entropy = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
+    assert found.trace == {"votes": {"7": 2, "1000": 3}, "unparsed": 0, "entropy": round(entropy, 6), "tied": False}
     assert [candidate.answer for candidate in found.candidates] == ["7", "1,000", "7", "1000.00", "1000.0"]
 
 
@@ -71,7 +73,7 @@ def test_unparsed_samples_never_win() -> None:
     assert found.trace["unparsed"] == 4
     nothing = answer("self_consistency:n=3", tools(["dunno", "hm", "dunno"]))
     assert (nothing.answer, nothing.text) == (None, "dunno")
-    assert nothing.trace == {"votes": {}, "unparsed": 3, "tied": False}
+    assert nothing.trace == {"votes": {}, "unparsed": 3, "entropy": 0.0, "tied": False}
     assert len(nothing.candidates) == 3
 
 
@@ -225,16 +227,45 @@ def test_needed_verifiers_are_named() -> None:
 
 
 def test_the_second_stage_of_zero_shot_cot_is_read() -> None:
-    asked: list[str] = []
+    asked: list[Prompt] = []
 
     class Two(ScriptedEngine):
         async def generate(self, prompt: Prompt, *args: object, **kwargs: object) -> list[Completion]:
-            asked.append(str(prompt.prefix))
+            asked.append(prompt)
             self._reply = {"Q": " 3 + 4 is 8, or 7." if prompt.cue else " 7."}
             return await super().generate(prompt, *args, **kwargs)  # type: ignore[arg-type]
 
-    prompt = replace(PROMPT, prefix="Let's think step by step.", cue="Therefore, the answer is")
+    prompt = replace(PROMPT, opening="Let's think step by step.", cue="Therefore, the answer is")
     strategy = build("greedy", "posttrain.test_time", "strategy")
     found = asyncio.run(strategy(prompt, EXAMPLE, tools([], engine=Two({"Q": ""})), seed=0))
     assert found.answer == "7"
-    assert asked[1] == "Let's think step by step. 3 + 4 is 8, or 7.\nTherefore, the answer is"
+    assert asked[1].begun == "Let's think step by step. 3 + 4 is 8, or 7.\nTherefore, the answer is"
+    # the reasoning is continued by its own tokens, and only the cue is text
+    first = asyncio.run(ScriptedEngine({"Q": " 3 + 4 is 8, or 7."}).generate(PROMPT, Sampling(), seed=0))[0]
+    assert asked[1].opening == "Let's think step by step."
+    reasoning, cue = asked[1].pieces
+    assert isinstance(reasoning, Completion)
+    assert reasoning.tokens == first.tokens
+    assert cue == "\nTherefore, the answer is"
+
+
+def test_the_second_stage_goes_on_from_what_was_written_before() -> None:
+    engine = Recorder({"Q": " so 7."})
+    begun = Completion(text=" First,", tokens=(11, 12))
+    prompt = replace(PROMPT, opening="Let's think.", prefix=begun, cue="Answer:")
+    (found,) = asyncio.run(tools([], engine=engine).sample(prompt, Sampling(), seed=0))
+    assert found.text == " so 7.\nAnswer: so 7."
+    assert engine.prompt.begun == "Let's think. First, so 7.\nAnswer:"
+    assert engine.prompt.pieces[0].tokens == (11, 12)
+
+
+def test_a_budget_spent_after_the_reasoning_leaves_the_reasoning() -> None:
+    class Poor(ScriptedEngine):
+        async def generate(self, prompt: Prompt, *args: object, **kwargs: object) -> list[Completion]:
+            if prompt.cue is None:
+                raise BudgetSpentError("spent")
+            return await super().generate(prompt, *args, **kwargs)  # type: ignore[arg-type]
+
+    prompt = replace(PROMPT, opening="Let's think.", cue="Answer:")
+    (found,) = asyncio.run(tools([], engine=Poor({"Q": " it must be 7"})).sample(prompt, Sampling(), seed=0))
+    assert (found.text, found.answer) == (" it must be 7", "7")

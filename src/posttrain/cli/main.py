@@ -11,6 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, PosttrainError
+from .curving import curve
+from .icl_curving import icl_curve
+from .prompt_searching import prompt_search
+from .sensitivity_testing import sensitivity
 
 app = typer.Typer(
     name="posttrain",
@@ -24,8 +28,14 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
+app.command("prompt-search")(prompt_search)
+app.command("sensitivity")(sensitivity)
+app.command("icl-curve")(icl_curve)
+app.command()(curve)
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id or .gguf file.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id, .gguf file, or openai:NAME.")
+]
 Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Prompter, for example few_shot_cot:k=8.")]
 Data = Annotated[str | None, typer.Option("--data", help="Local copy of the task's data, or train=FILE,test=FILE.")]
@@ -71,6 +81,14 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens per example, over all roles.")] = None,
+    budget_flops: Annotated[float | None, typer.Option(min=1, help="Most FLOPs per example, over all roles.")] = None,
+    run_budget_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens for the whole evaluation.")] = None,
+    run_budget_flops: Annotated[float | None, typer.Option(min=1, help="Most FLOPs for the whole evaluation.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep and reuse generations here [default: runs/generations.sqlite].")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Generate everything anew, keep nothing.")] = False,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the ledger [default: by content].")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
@@ -80,8 +98,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure one model, prompt and strategy on a task: accuracy with its interval, and what it cost."""
-    from ..pipeline.single import evaluate_once
+    from ..engines.purse import Allowance
+    from ..pipeline.single import default_cache, evaluate_once
 
+    if no_cache and cache is not None:
+        raise ConfigError("--cache and --no-cache contradict each other: give one")
+    allowance = Allowance.of(
+        tokens=budget_tokens, flops=budget_flops, run_tokens=run_budget_tokens, run_flops=run_budget_flops
+    )
     result = evaluate_once(
         model=model,
         task=task,
@@ -91,6 +115,8 @@ def evaluate(
         split=split,
         limit=limit,
         max_tokens=max_tokens,
+        allowance=allowance,
+        cache=None if no_cache else cache or default_cache(model),
         seed=seed,
         out=out,
         slots=slots,

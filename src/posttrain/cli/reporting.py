@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ..core.files import read_json
 from ..ledger.store import load_ledger
+from ..pipeline.evaluate import shots_dropped
 from ..pipeline.manifest import code_version, hardware, packages
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
@@ -35,7 +36,8 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         "hardware": hardware(),
         "packages": packages(),
     }
-    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=[*recipe.notes, *_pair_notes(shop)])
+    notes = [*recipe.notes, *_pair_notes(shop), *_dropped_notes(rungs)]
+    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes)
     print_report(report, Console())
     return report
 
@@ -53,7 +55,7 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         timings=loaded.timings,
         fixed=shop.fixed_cost(stage),
         seconds=done.cost.seconds,
-        prompt=stage.eval.prompt,
+        prompt=shop.prompt(stage.eval),
         strategy=stage.eval.strategy,
         model=stage.model or shop.recipe.model,
         against=stage.against,
@@ -87,4 +89,15 @@ def _pair_notes(shop: Workshop) -> list[str]:
             counts = read_json(shop.done[stage.name].folder / "counts.json")
             told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
             notes.append(f"Data of '{stage.name}': {told}.")
+    return notes
+
+
+def _dropped_notes(rungs: list[Rung]) -> list[str]:
+    """Say where prompts did not fit the context and lost worked examples."""
+    notes = []
+    for rung in rungs:
+        dropped = shots_dropped(rung.rows)
+        if dropped["examples"] and not rung.oracle:
+            told = f"{dropped['examples']} of {len(rung.rows)} prompts did not fit the context"
+            notes.append(f"{rung.label}: {told} and lost their first worked examples ({dropped['shots']} in all).")
     return notes

@@ -20,7 +20,7 @@ def show_pairs(left: str, right: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the methods by lever: what each is, its settings, what it needs, what it costs, how it fails."""
+    """Print the methods by lever: what each is, its settings, what it needs and costs, how it fails, if it is measured."""
     console = Console()
     for lever in dict.fromkeys(method["lever"] for method in found):
         table = Table(title=lever, title_justify="left", title_style="bold", show_lines=True)
@@ -32,7 +32,8 @@ def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
             what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
             what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
             price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
-            table.add_row(f"[bold]{method['name']}[/]", what, "\n".join(method["settings"]), price)
+            name = f"[bold]{method['name']}[/]" + ("" if method["measured"] else "\n[yellow]not measured yet[/]")
+            table.add_row(name, what, "\n".join(method["settings"]), price)
         console.print(table)
 
 
@@ -47,12 +48,21 @@ def show_result(result: Mapping[str, Any]) -> None:
         table.add_row("", "[yellow]an oracle chose with the gold answers: pass@N, no method's accuracy[/]")
     table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
     table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
+    if result["shots_dropped"]["examples"]:
+        table.add_row(
+            "shots dropped",
+            "{shots} in {examples} prompts that did not fit the context".format_map(result["shots_dropped"]),
+        )
+    if result["budget_rate"]:
+        table.add_row("ended by the budget", f"{result['budget_rate']:.1%}")
     for role, usage in result["usage"].items():
         table.add_row(
             role, f"{usage['prompt']:,} prompt + {usage['generated']:,} generated tokens in {usage['calls']:,} calls"
         )
     table.add_row(
-        "cost", f"{result['cost']['tokens']:,} tokens" + (f", {result['flops']:.3g} FLOPs" if result["flops"] else "")
+        "cost",
+        f"{result['cost']['tokens']:,} tokens"
+        + (f", {result['flops']:.3g} FLOPs" if result["flops"] else ", FLOPs unknown"),
     )
     table.add_row("seconds", f"{result['seconds']:.1f}")
     table.add_row("prompt, strategy", f"{result['prompt']}, {result['strategy']}")

@@ -34,6 +34,10 @@ class CapabilityError(PosttrainError):
     """A method needs something this engine cannot do."""
 
 
+class ServerError(PosttrainError):
+    """A server that a model is asked from cannot be reached, refuses or fails."""
+
+
 class BudgetSpentError(PosttrainError):
     """A call does not fit what is left of the budget; a strategy that has something answers with it."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .errors import BudgetSpentError
 from .types import (
     Answer,
     Candidate,
@@ -47,7 +48,7 @@ Watch = Callable[[TokenEvent], bool]
 class Engine(Protocol):
     """Something that generates. `can` is checked before a run.
 
-    It holds some of "logprobs", "score", "prefix", "watch", "stream", "update".
+    It holds some of "logprobs", "score", "prefix", "watch", "stream", "update", "reward".
     """
 
     @property
@@ -165,21 +166,33 @@ class Tools:
         Under a budget fewer samples may come back than were asked for, the first ones; `BudgetSpentError` if none.
         """
         completions = await self.engine.generate(prompt, sampling, seed=seed, samples=samples, watch=watch)
-        texts = await asyncio.gather(*(self._finished(prompt, completion, sampling, seed) for completion in completions))
-        return [
-            Candidate(text=text, answer=self.extract(text), completion=completion)
-            for text, completion in zip(texts, completions, strict=True)
-        ]
-
-    async def _finished(self, prompt: Prompt, completion: Completion, sampling: Sampling, seed: int) -> str:
         if prompt.cue is None:
+            return [self._candidate(completion.text, completion) for completion in completions]
+        return list(await asyncio.gather(*(self.read(prompt, each, sampling, seed=seed) for each in completions)))
+
+    async def read(self, prompt: Prompt, completion: Completion, sampling: Sampling, *, seed: int) -> Candidate:
+        """Read the answer of a whole reply to `prompt`, however it was written; with a `cue`, after the second stage.
+
+        The second stage continues prompt and reasoning by their own tokens. When the budget is spent before it, the text is
+        the reasoning alone; so it is for a trace that a watch has ended: that one has no answer to ask for.
+        """
+        if prompt.cue is None or completion.finish == "watch":
+            return self._candidate(completion.text, completion)
+        return self._candidate(await self._finished(prompt, prompt.cue, completion, sampling, seed), completion)
+
+    def _candidate(self, text: str, completion: Completion) -> Candidate:
+        return Candidate(text=text, answer=self.extract(text), completion=completion)
+
+    async def _finished(self, prompt: Prompt, cue: str, completion: Completion, sampling: Sampling, seed: int) -> str:
+        behind = cue if completion.text.endswith("\n") else f"\n{cue}"
+        written = completion if completion.tokens or not completion.text else completion.text
+        opened = replace(prompt, prefix=(*prompt.pieces, written, behind), cue=None)
+        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0, stop=())
+        try:
+            (answer,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
+        except BudgetSpentError:
             return completion.text
-        reasoning = completion.text.rstrip()
-        head = prompt.prefix if isinstance(prompt.prefix, str) else ""
-        opened = replace(prompt, prefix=f"{head}{reasoning}\n{prompt.cue}", cue=None)
-        second = replace(sampling, temperature=0.0, max_tokens=32, logprobs=0)
-        (tail,) = await self.engine.generate(opened, second, seed=seed, samples=[completion.sample])
-        return f"{reasoning}\n{prompt.cue}{tail.text}"
+        return f"{completion.text}{behind}{answer.text}"
 
 
 class Strategy(Protocol):

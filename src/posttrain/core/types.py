@@ -21,6 +21,7 @@ __all__ = [
     "ModelShape",
     "Prompt",
     "Role",
+    "Said",
     "Sampled",
     "Sampling",
     "Score",
@@ -31,14 +32,21 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "watch", "cancelled"]
+Said = Literal["first", "second", "tie", "unparsed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Worked examples that may be dropped, whole, when a prompt does not fit the context: `shot` numbers the example that
+    the turn belongs to (from 1; 0: none), `shots` lists those that stand inside this one turn's content, in its order.
+    """
 
     role: Role
     content: str
+    shot: int = 0
+    shots: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, str]:
         """Return the `{"role", "content"}` form that chat templates take."""
@@ -168,6 +176,7 @@ class Completion:
     raw_logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     end_logprob: float | None = None
+    rewards: tuple[float, ...] | None = None  # what a reward model gives instead: one value, or one per step
     finish: Finish = "stop"
     stopped_by: str | None = None
     sample: int = 0
@@ -176,15 +185,32 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation to answer. `prefix` opens the assistant's turn; a `Completion` is continued by its token ids.
+    """A conversation to answer. The assistant's turn is begun by `opening`, then `prefix`.
+
+    `opening` is the prompter's, and is tokenised together with the prompt. `prefix` is what follows it, in one piece or in
+    several, as in `(completion, "Wait", completion)`: a `Completion` is continued by its token ids and a text is tokenised
+    on its own, so that no seam is ever tokenised again. Texts that begin a turn without an opening are its opening.
 
     `cue` asks for a second stage (zero-shot chain-of-thought): after the reasoning, the turn is continued with this
     text and the answer is read from what follows.
     """
 
     messages: tuple[Message, ...]
-    prefix: Completion | str | None = None
+    opening: str = ""
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None
     cue: str | None = None
+
+    @property
+    def pieces(self) -> tuple[Completion | str, ...]:
+        """The prefix as pieces in order."""
+        if self.prefix is None:
+            return ()
+        return self.prefix if isinstance(self.prefix, tuple) else (self.prefix,)
+
+    @property
+    def begun(self) -> str:
+        """The text of the assistant's turn so far."""
+        return self.opening + "".join(piece if isinstance(piece, str) else piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +267,7 @@ class Verdict:
     winner: Literal["a", "b", "tie"]
     flipped: bool = False  # the two orders disagreed
     probability_a: float | None = None
+    said: tuple[Said, ...] = ()  # which of the two shown it preferred, with `a` shown first and with `b` shown first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,14 +28,38 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
     return str(text)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], *, prefix: Completion | str | None = None) -> list[int]:
-    """Return the token ids of a prompt whose last part opens (or continues) the assistant's turn.
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    opening: str = "",
+    prefix: Completion | str | tuple[Completion | str, ...] | None = None,
+) -> list[int]:
+    """Return the token ids of a prompt, the last of which open (or continue) the assistant's turn.
 
-    A `Completion` prefix is continued by its own ids, never re-tokenised across the seam; a text prefix is tokenised
-    together with the prompt's text, as it would be had the model been trained on it.
+    The turn's opening, and texts that begin a turn without one, are tokenised together with the prompt's text, as they would
+    be had the model been trained on it. A `Completion` is continued by its own ids, never re-tokenised across the seam; any
+    other text is tokenised on its own.
     """
-    text = render_text(tokenizer, messages, generation_prompt=True)
-    if isinstance(prefix, str):
-        text += prefix
+    pieces = () if prefix is None else prefix if isinstance(prefix, tuple) else (prefix,)
+    if not opening:
+        heads = list(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+        pieces, opening = pieces[len(heads) :], "".join(map(str, heads))
+    text = render_text(tokenizer, messages, generation_prompt=True) + opening
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids + list(prefix.tokens) if isinstance(prefix, Completion) else ids
+    for piece in pieces:
+        ids += piece.tokens if isinstance(piece, Completion) else _behind(tokenizer, piece)
+    return ids
+
+
+def _behind(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
+    if not text:
+        return []
+    before = "x" if text.startswith("\n") else "\n"
+    head: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(before + text, add_special_tokens=False)["input_ids"]
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return alone

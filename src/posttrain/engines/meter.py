@@ -15,14 +15,17 @@ __all__ = ["Account", "Metered"]
 
 
 class Account:
-    """Costs by role (policy, verifier, judge, …); one per example, or one per run."""
+    """Costs by role (policy, verifier, judge, …); one per example, or one per run. What is added goes to `whole` too."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Account | None = None) -> None:
         self._costs: dict[str, Cost] = {}
+        self._whole = whole
 
     def add(self, role: str, cost: Cost) -> None:
         """Charge a cost to a role."""
         self._costs[role] = self._costs.get(role, Cost()) + cost
+        if self._whole is not None:
+            self._whole.add(role, cost)
 
     def by_role(self) -> dict[str, Cost]:
         """Return what every role has been charged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ class ScriptedEngine:
     ) -> list[Completion]:
         """Return the scripted replies: cut at `max_tokens` words, at the first stop string, or where `watch` says."""
         self._need("watch", watch is not None)
-        self._need("prefix", prompt.prefix is not None)
+        self._need("prefix", bool(prompt.begun))
         self.calls += 1
         await asyncio.sleep(self._latency)
         return [
@@ -93,8 +94,15 @@ class ScriptedEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the words of the conversation and of the opened answer."""
-        prefix = prompt.prefix.text if isinstance(prompt.prefix, Completion) else prompt.prefix or ""
-        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prefix))
+        return sum(len(_words(message.content)) for message in prompt.messages) + len(_words(prompt.begun))
+
+    def count_text(self, text: str) -> int:
+        """Return the words of a text."""
+        return len(_words(text))
+
+    def text_of(self, completion: Completion, tokens: int) -> str:
+        """Return the text of a completion's first words."""
+        return "".join(_words(completion.text)[:tokens])
 
     def _need(self, capability: str, wanted: bool) -> None:
         if wanted and capability not in self.can:
@@ -112,7 +120,7 @@ class ScriptedEngine:
             words, finish, generated = words[: sampling.max_tokens], "length", sampling.max_tokens
         logprobs, ids = self._logs(asked, words), _ids(words)
         for index, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
-            top = ((token, logprob),) if sampling.logprobs else ()
+            top = _likeliest(token, logprob, sampling.logprobs)
             event = TokenEvent(sample=sample, index=index, token=token, logprob=logprob, top_logprobs=top)
             if watch is not None and watch(event):
                 words, finish, generated = words[: index + 1], "watch", index + 1
@@ -126,7 +134,7 @@ class ScriptedEngine:
             finish, generated = "stop", len(_words(text[:cut])) + 1
             words, text = _words(text[:until]), text[:until]
         ids, logprobs = _ids(words), self._logs(asked, words)
-        tops = tuple(((token, logprob),) for token, logprob in zip(ids, logprobs, strict=True))
+        tops = tuple(_likeliest(token, logprob, sampling.logprobs) for token, logprob in zip(ids, logprobs, strict=True))
         return Completion(
             text=text,
             tokens=ids,
@@ -149,6 +157,13 @@ class ScriptedEngine:
 
     def _logs(self, asked: str, words: Sequence[str]) -> tuple[float, ...]:
         return tuple(self._logprobs(asked, words)) if self._logprobs else (-1.0,) * len(words)
+
+
+def _likeliest(token: int, logprob: float, k: int) -> tuple[tuple[int, float], ...]:
+    """Return the k likeliest tokens where one other token has all the rest of the probability."""
+    rest = -math.expm1(logprob)
+    pairs = [(token, logprob)] + ([(token ^ 1, math.log(rest))] if rest > 0 else [])
+    return tuple(sorted(pairs, key=lambda pair: -pair[1])[:k])
 
 
 def _asked(prompt: Prompt) -> str:

@@ -24,6 +24,7 @@ class WorkedExamples:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "nothing: the task brings the solutions"
     fails: ClassVar[str] = "the task has no worked solutions (use steps=false, or sample them)"
     summary: ClassVar[str] = "rows for SFT from a task's worked solutions"

@@ -59,6 +59,8 @@ def load(
     auto is bfloat16 where the device computes in it natively, else float32. `chat_template`: a Jinja file to use instead
     of the model's own. Raises `ModelError`.
     """
+    from transformers import AutoModelForCausalLM
+
     on, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
     path = resolve(ref)
     if is_adapter(path):
@@ -69,15 +71,15 @@ def load(
         tokenizer = load_tokenizer(path, chat_template=chat_template) if own else base.tokenizer
         content = _adapted(base.fingerprint, path, tokenizer)
         return replace(base, model=model, tokenizer=tokenizer, name=str(ref), path=path, fingerprint=content)
-    _check_folder(path)
+    check_folder(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template)
-    model = _load_weights(path, kind).to(on).eval()
+    model = load_weights(AutoModelForCausalLM, path, kind, what="a causal language model").to(on).eval()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=str(ref),
         path=path,
-        fingerprint=_fingerprint(path, tokenizer),
+        fingerprint=content_fingerprint(path, tokenizer),
         device=on,
         dtype=kind,
         shape=shape_of(model),
@@ -103,7 +105,7 @@ def fingerprint_of(ref: str | Path) -> str:
     """Return the fingerprint that `load(ref)` would report, without loading the weights."""
     path = resolve(ref)
     if not is_adapter(path):
-        return _fingerprint(path, load_tokenizer(path))
+        return content_fingerprint(path, load_tokenizer(path))
     return _adapted(fingerprint_of(base_of(path)), path, tokenizer_of(path))
 
 
@@ -167,7 +169,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Raise `ModelError` unless the folder holds a model whose weights are safetensors."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: not a model folder (it has no config.json and no adapter_config.json)")
     if not any(path.glob("*.safetensors")):
@@ -175,21 +178,20 @@ def _check_folder(path: Path) -> None:
         if pickles:
             raise ModelError(
                 f"{path}: holds only {pickles[0]}, a pickle, which can run code when it is read; if you trust it, convert "
-                "it once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+                "it once: from_pretrained(folder).save_pretrained(folder) with its transformers class"
             )
         raise ModelError(f"{path}: holds no weights (*.safetensors)")
 
 
-def _load_weights(path: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def load_weights(cls: Any, path: Path, dtype: torch.dtype, *, what: str) -> Any:
+    """Return the model of a folder, all its weights from the file; raises `ModelError`. `cls` has `from_pretrained`."""
     try:
         with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = cls.from_pretrained(
                 path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # an unknown architecture, a truncated file, a shape mismatch, no memory
-        raise ModelError(f"{path}: cannot be loaded as a causal language model ({_first_line(error)})") from None
+        raise ModelError(f"{path}: cannot be loaded as {what} ({_first_line(error)})") from None
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
         raise ModelError(f"{path}: {len(lacking)} weights are missing or of the wrong shape, among them {lacking[0]}")
@@ -223,7 +225,8 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _fingerprint(path: Path, tokenizer: Any) -> str:
+def content_fingerprint(path: Path, tokenizer: Any) -> str:
+    """Return a hash of a folder's weights, configuration, tokenizer and template."""
     config = {key: value for key, value in read_json(path / "config.json").items() if key not in _VOLATILE}
     files = [*sorted(path.glob("*.safetensors")), path / "tokenizer.json"]
     return _digest([config, *(_content_hash(file) for file in files if file.is_file()), tokenizer.chat_template])

@@ -13,8 +13,10 @@ from ..core.types import ModelShape
 __all__ = ["shape_of"]
 
 
-def shape_of(model_or_config: Any) -> ModelShape:
+def shape_of(model_or_config: Any, *, head: nn.Module | None = None) -> ModelShape:
     """Return the shape of a causal language model, or of the one a transformers configuration describes.
+
+    `head` is the output head of a model that is no language model (a classifier's).
 
     `parameters` counts every weight once, also a head tied to the embedding. `matmul_params` counts the matrices that a
     token is multiplied with: no embedding tables, no head (`head_params`, counted whether tied or not), no norms or
@@ -27,10 +29,11 @@ def shape_of(model_or_config: Any) -> ModelShape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model_or_config)
     config = model.config.get_text_config(decoder=True)
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() if head is None else head
     if head is None:
         raise ModelError(f"{type(model).__name__} has no output head: a causal language model is needed")
-    apart = {id(head.weight)}
+    matrices = [parameter for parameter in head.parameters() if parameter.ndim >= 2]
+    apart = {id(matrix) for matrix in matrices}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             apart.update(id(parameter) for parameter in module.parameters())
@@ -43,7 +46,7 @@ def shape_of(model_or_config: Any) -> ModelShape:
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matmul_params=round(matmul),
-        head_params=head.weight.numel(),
+        head_params=sum(matrix.numel() for matrix in matrices),
         layers=config.num_hidden_layers,
         attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
     )

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..core.errors import CapabilityError, PosttrainError
+from ..core.errors import BudgetSpentError, CapabilityError, PosttrainError
 from ..core.files import read_json, write_json
 from ..core.progress import progress
 from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
-from ..core.types import Answer, Example, Sampled, Sampling
+from ..core.types import Answer, Completion, Example, Sampled, Sampling
+from ..engines.budget import Budgeted
+from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
+from ..engines.purse import Allowance, Purses, Share
 from ..ledger.row import Row, Samples, cold, timing_of
 from ..ledger.store import Ledger, load_ledger
 from ..stats.summary import Summary, summarise
-from ..verifiers.build import build_verifier
 from .methods import build_prompter, build_strategy
+from .verifying import told, verifiers_for
 
-__all__ = ["Evaluation", "evaluate", "load_sampled"]
+__all__ = ["Evaluation", "evaluate", "load_sampled", "shots_dropped"]
 
 _AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
 
@@ -38,6 +42,7 @@ class Evaluation:
     model: str
     seed: int
     max_tokens: int | None = None  # the task's own limit if not given
+    allowance: Allowance | None = None
 
 
 def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str) -> Summary:
@@ -54,10 +59,16 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
                 f"{kind} '{spec}' needs an engine with {', '.join(sorted(lacking))}; this one offers "
                 f"{', '.join(sorted(engine.can)) or 'generation only'}"
             )
-    with _Clock(folder / "clock.json") as clock, Ledger(folder, [example.id for example in evaluation.examples]) as ledger:
-        todo = [example for example in evaluation.examples if example.id not in ledger.done]
-        with progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance:
-            asyncio.run(_answer_all(evaluation, engine, ledger, todo, prompter, strategy, advance, clock))
+    if evaluation.allowance is not None:
+        evaluation.allowance.check(engine)
+    with (
+        _Clock(folder / "clock.json") as clock,
+        Ledger(folder, [example.id for example in evaluation.examples]) as ledger,
+        progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance,
+    ):
+        about = {"name": evaluation.model, "fingerprint": engine.fingerprint}
+        write_json(folder / "engine.json", about | {"shape": asdict(engine.shape) if engine.shape else None})
+        asyncio.run(_answer_all(evaluation, engine, ledger, prompter, strategy, advance, clock))
     loaded = load_ledger(folder)
     return summarise(loaded.rows, loaded.timings, seconds=clock.seconds)
 
@@ -66,7 +77,6 @@ async def _answer_all(
     evaluation: Evaluation,
     engine: Engine,
     ledger: Ledger,
-    todo: Sequence[Example],
     prompter: Prompter,
     strategy: Strategy,
     advance: Callable[..., None],
@@ -74,13 +84,14 @@ async def _answer_all(
 ) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
     right = sum(row.score or 0.0 for row in ledger.rows)
+    finished = {row.example: row.cold() for row in ledger.rows}
+    purses = Purses(evaluation.allowance, list(finished.values()))
 
     async def one(example: Example) -> None:
         nonlocal right
-        async with gate:
+        async with gate, purses.example() as (account, share):
             began = time.monotonic()
-            account = Account()
-            answer = await _answer(evaluation, engine, account, example, prompter, strategy)
+            answer = await _answer(evaluation, engine, account, share, example, prompter, strategy)
             row, samples = _graded(evaluation, example, answer, account)
             ledger.add(row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began))
             clock.tick()
@@ -89,8 +100,9 @@ async def _answer_all(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for example in todo:
-                group.create_task(one(example))
+            for example in evaluation.examples:
+                cost = finished.get(example.id)
+                group.create_task(one(example) if cost is None else purses.finished(cost))
     except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
         raise _first(failed) from None
 
@@ -102,21 +114,40 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _answer(
-    evaluation: Evaluation, engine: Engine, account: Account, example: Example, prompter: Prompter, strategy: Strategy
+    evaluation: Evaluation,
+    engine: Engine,
+    account: Account,
+    share: Share | None,
+    example: Example,
+    prompter: Prompter,
+    strategy: Strategy,
 ) -> Answer:
     task, public = evaluation.task, example.public()
     prompt = prompter(task, public, seed=evaluation.seed)
-    metered, golds = Metered(engine, account, "verifier"), {example.id: example}
-    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    verifiers = {spec: build_verifier(spec, task=task, engine=metered, golds=golds) for spec in wanted}
+    fitting = Fitting(engine)
+
+    def metered(inner: Engine, role: str) -> Metered:
+        if share is not None and evaluation.allowance is not None:
+            evaluation.allowance.check(inner)  # a verifier may have a model of its own
+            inner = Budgeted(inner, share)
+        return Metered(inner, account, role)
+
+    verifiers = verifiers_for(strategy, task, example, fitting, metered)
     tools = Tools(
-        engine=Metered(engine, account, "policy"),
+        engine=metered(fitting, "policy"),
         extract=task.extract,
         key=task.key,
         sampling=Sampling(max_tokens=evaluation.max_tokens or task.max_tokens),
         verifiers=verifiers,
+        budget=share,
     )
-    return await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    try:
+        answer = await strategy(prompt, public, tools, seed=derive(evaluation.seed, "sample"))
+    except* BudgetSpentError:  # it had nothing yet
+        answer = Answer(text="", answer=None)
+    if share is not None and share.short:
+        answer = replace(answer, trace={**answer.trace, "budget": "spent"})
+    return fitting.noted(told(answer, verifiers))
 
 
 def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: Account) -> tuple[Row, Samples]:
@@ -126,7 +157,13 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
         if candidate.answer not in grades:
             grades[candidate.answer] = grade(example, candidate.answer)
     candidates = tuple(
-        {"answer": candidate.answer, "score": grades[candidate.answer], "finish": candidate.completion.finish}
+        {
+            "answer": candidate.answer,
+            "score": grades[candidate.answer],
+            "finish": candidate.completion.finish,
+            "tokens": candidate.completion.usage.generated or len(candidate.completion.tokens),
+            "mean_logprob": _mean_logprob(candidate.completion),
+        }
         for candidate in answer.candidates
     )
     cut = sum(candidate["finish"] == "length" for candidate in candidates)
@@ -150,6 +187,12 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
     return row, Samples(example=example.id, text=answer.text, texts=texts)
 
 
+def _mean_logprob(completion: Completion) -> float | None:
+    """Return the mean raw log-probability of a token; four decimals, for the last bits depend on the company in a batch."""
+    logprobs = completion.raw_logprobs
+    return round(math.fsum(logprobs) / len(logprobs), 4) if logprobs and all(map(math.isfinite, logprobs)) else None
+
+
 def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
     """Return the graded responses of a finished evaluation, question by question."""
     loaded = load_ledger(folder)
@@ -164,6 +207,12 @@ def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
         )
         for row, samples in zip(loaded.rows, loaded.samples, strict=True)
     ]
+
+
+def shots_dropped(rows: Sequence[Row]) -> dict[str, int]:
+    """Return for how many examples worked examples were dropped to fit the context, and how many in all."""
+    dropped = [int(row.trace["shots_dropped"]) for row in rows if row.trace.get("shots_dropped")]
+    return {"examples": len(dropped), "shots": sum(dropped)}
 
 
 class _Clock:

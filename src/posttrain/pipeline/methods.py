@@ -71,6 +71,7 @@ class Described:
     needs: str
     cost: str
     fails: str
+    measured: bool  # there is a result page with it
 
 
 def describe_methods() -> Iterator[Described]:
@@ -88,4 +89,5 @@ def describe_methods() -> Iterator[Described]:
                 needs=", ".join(sorted(getattr(cls, "needs", ()))),
                 cost=getattr(cls, "cost", ""),
                 fails=getattr(cls, "fails", ""),
+                measured=getattr(cls, "measured", False),
             )

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
 
-__all__ = ["DataStage", "EvalStage", "Recipe", "StageConfig", "TrainStage", "load_recipe"]
+__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TrainStage", "load_recipe"]
 
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
 
@@ -23,7 +23,41 @@ class EvalStage(Strict):
     limit: int | None = Field(default=None, ge=1)
     prompt: str = "zero_shot"
     strategy: str = "greedy"
+    instruction: str | None = None  # an earlier search stage, whose instruction is put before the prompt
     max_tokens: int | None = Field(default=None, ge=1)  # the task's own limit if not given
+    budget_tokens: int | None = Field(default=None, ge=1)  # per example, over all roles
+    budget_flops: float | None = Field(default=None, gt=0)
+    run_budget_tokens: int | None = Field(default=None, ge=1)  # for the whole evaluation
+    run_budget_flops: float | None = Field(default=None, gt=0)
+
+    @property
+    def allowance(self) -> dict[str, float | None]:
+        """The budgets, by the names of `Allowance.of`."""
+        return {
+            "tokens": self.budget_tokens,
+            "flops": self.budget_flops,
+            "run_tokens": self.run_budget_tokens,
+            "run_flops": self.run_budget_flops,
+        }
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> EvalStage:
+        budgets = self.allowance
+        if any(budgets[n] for n in ("tokens", "run_tokens")) and any(budgets[n] for n in ("flops", "run_flops")):
+            raise ValueError("give budgets in tokens or in FLOPs, not both")
+        return self
+
+
+class SearchStage(Strict):
+    """Search for an instruction (`PromptSearch` has the settings) and measure it on a split the search never sees."""
+
+    split: str = "test"
+    limit: int | None = Field(default=None, ge=1)
+    prompt: str = "zero_shot"
+    strategy: str = "greedy"
+    given: list[str] = Field(default_factory=list)  # instructions to try beside the proposals
+    settings: dict[str, Any] = Field(default_factory=dict)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class DataStage(Strict):
@@ -48,7 +82,7 @@ class TrainStage(Strict):
 
 
 class StageConfig(Strict):
-    """One stage: exactly one of `eval`, `data`, `train`; `model` names an earlier training stage (default: the recipe's)."""
+    """One stage: exactly one of its kinds; `model` names an earlier training stage (default: the recipe's)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     label: str | None = None
@@ -60,17 +94,18 @@ class StageConfig(Strict):
     eval: EvalStage | None = None
     data: DataStage | None = None
     train: TrainStage | None = None
+    search: SearchStage | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data' and 'train'")
+        if sum(part is not None for part in (self.eval, self.data, self.train, self.search)) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train' and 'search'")
         return self
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
-        names = [self.model]
+        names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
         names += [self.train.data] if self.train else []
         return tuple(name for name in names if name is not None)
@@ -88,6 +123,7 @@ class Recipe(Strict):
     device: str = "auto"
     dtype: str = "auto"
     slots: int = Field(default=128, ge=1)
+    cache: bool = False  # keep what is generated in the run folder: stages and resumed runs generate nothing twice
     examples: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
@@ -108,6 +144,12 @@ class Recipe(Strict):
                 raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
             if stage.data is not None and stage.data.source is not None and earlier[stage.data.source].eval is None:
                 raise ValueError(f"stage '{stage.name}': from '{stage.data.source}' is not an evaluation stage")
+            if (
+                stage.eval is not None
+                and stage.eval.instruction is not None
+                and earlier[stage.eval.instruction].search is None
+            ):
+                raise ValueError(f"stage '{stage.name}': instruction '{stage.eval.instruction}' is not a search stage")
             earlier[stage.name] = stage
         return self
 

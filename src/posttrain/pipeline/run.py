@@ -41,8 +41,11 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
         shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
-    for number, stage in enumerate(recipe.stages, 1):
-        shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
+    try:
+        for number, stage in enumerate(recipe.stages, 1):
+            shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
+    finally:
+        shop.close()
     skipped = sum(done.skipped for done in shop.done.values())
     reported = report(shop, console)
     seconds = time.monotonic() - began

@@ -1,23 +1,29 @@
-"""The three kinds of stage: answer a split, make training rows, train. Each resumes inside its folder."""
+"""The kinds of stage: answer a split, make training rows, train, search a prompt. Each resumes inside its folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.protocols import Task
+from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Usage
+from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
-from .opening import Opened, open_engine
-from .recipe import DataStage, EvalStage, Recipe, StageConfig, TrainStage
+from .opening import Opened, open_engine, static_fingerprint
+from .points import Bench, Models
+from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+
+if TYPE_CHECKING:
+    from ..engines.generations import Generations
 
 __all__ = ["Done", "Workshop", "cost_from", "cost_to"]
 
@@ -53,6 +59,15 @@ class Workshop:
     _engine: tuple[str, Opened] | None = None
 
     @cached_property
+    def kept(self) -> Generations | None:
+        """The run's cache of generations, if the recipe asks for one."""
+        if not self.recipe.cache:
+            return None
+        from ..engines.generations import Generations
+
+        return Generations(self.out / "generations.sqlite")
+
+    @cached_property
     def task(self) -> Task:
         """The recipe's task, loaded once."""
         from ..tasks.registry import load_task
@@ -63,15 +78,15 @@ class Workshop:
     @cached_property
     def base_fingerprint(self) -> str:
         """What the recipe's model is, by content."""
-        if self.recipe.model.startswith("scripted"):
-            return self.recipe.model
-        from ..models.load import fingerprint_of
-
-        return fingerprint_of(self.recipe.model)
+        return static_fingerprint(self.recipe.model)
 
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
+        config = {key: value for key, value in config.items() if key != "search" or value is not None}
+        if stage.eval is not None:  # a later setting that is not set leaves the key as it was
+            late = {name for name in config["eval"] if "budget" in name or name == "instruction"}
+            config["eval"] = {key: value for key, value in config["eval"].items() if key not in late or value is not None}
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -90,6 +105,8 @@ class Workshop:
             methods = [build_maker(stage.data.maker)]
         elif stage.train is not None:
             methods = [build_trainer(stage.train.method)]
+        elif stage.search is not None:
+            methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
 
     def _file(self, name: str) -> Path:
@@ -104,6 +121,8 @@ class Workshop:
             return self._eval(stage, stage.eval, folder)
         if stage.data is not None:
             return self._data(stage, stage.data, folder)
+        if stage.search is not None:
+            return self._search(stage, stage.search, folder)
         assert stage.train is not None
         return self._train(stage, stage.train, folder, key)
 
@@ -119,20 +138,50 @@ class Workshop:
             stage=stage.name,
             task=self.task,
             examples=examples,
-            prompt=config.prompt,
+            prompt=self.prompt(config),
             strategy=config.strategy,
             model=stage.model or opened.name,
             seed=self.recipe.seed,
             max_tokens=config.max_tokens,
+            allowance=Allowance.of(**config.allowance),
         )
         return evaluate(evaluation, opened.engine, folder, title=stage.label or stage.name).cost
+
+    def prompt(self, config: EvalStage) -> str:
+        """Return an evaluation's prompt, with the instruction that an earlier search found."""
+        if config.instruction is None:
+            return config.prompt
+        found = read_json(self.done[config.instruction].folder / "prompt_search.json")["instruction"]
+        if not found:  # no instruction was best
+            return config.prompt
+        return format_spec(Spec("instructed", {"text": found, "prompt": parse(config.prompt)}))
+
+    def _plan(self, config: SearchStage) -> Any:
+        from .prompt_search import PromptSearch
+
+        return instantiate(PromptSearch, {**config.settings, "prompt": config.prompt}, where="search")
+
+    def _search(self, stage: StageConfig, config: SearchStage, folder: Path) -> Cost:
+        from .prompt_search import prompt_search
+
+        models = _Kept(device=self.recipe.device, dtype=self.recipe.dtype, keep=self._open)
+        seed, ref = self.recipe.seed, self.model_ref(stage)
+        bench = Bench(folder, self.task, models, strategy=config.strategy, seed=seed, max_tokens=config.max_tokens)
+        examples = self.task.examples(config.split)[: config.limit]
+        found = prompt_search(self._plan(config), bench, examples, model=ref, given=config.given)
+        counts = found["cost"]["search"]  # the report on held-out examples is no part of finding it
+        usage = Usage(**{name: int(counts[name]) for name in ("calls", "prompt", "generated", "scored")})
+        return Cost(usage=usage, flops=counts["flops"], flops_spent=counts["flops"], seconds=found["seconds"])
 
     def _open(self, ref: str) -> Opened:
         """Keep one model in memory: the last one used."""
         if self._engine is None or self._engine[0] != ref:
             self._engine = None
             recipe = self.recipe
-            self._engine = (ref, open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots))
+            self._engine = (
+                ref,
+                open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots, kept=self.kept),
+            )
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
@@ -145,7 +194,7 @@ class Workshop:
         else:
             assert config.maker is not None
             source = None if config.source is None else self.recipe.stage(config.source).eval
-            prompter = build_prompter(source.prompt if source is not None else "zero_shot")
+            prompter = build_prompter(self.prompt(source) if source is not None else "zero_shot")
             sampled = []
             if config.source is not None and source is not None:
                 examples = self.task.examples(source.split)[: source.limit]
@@ -168,6 +217,13 @@ class Workshop:
         trained = build_trainer(config.method)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
+    def close(self) -> None:
+        """Let go of the model and of the cache's file."""
+        self._engine = None
+        kept = self.__dict__.get("kept")
+        if kept is not None:
+            kept.close()
+
     def ancestors(self, name: str) -> list[str]:
         """Return every stage that a stage builds on, itself included, in the recipe's order."""
         wanted, queue = {name}, [name]
@@ -179,13 +235,19 @@ class Workshop:
         return [stage.name for stage in self.recipe.stages if stage.name in wanted]
 
     def fixed_cost(self, stage: StageConfig) -> Cost:
-        """Return what had to be paid once before this evaluation: training, and the sampling that made its data."""
-        if stage.model is None:
-            return Cost()
-        total = Cost()
-        for name in self.ancestors(stage.model):
-            total = total + self.done[name].cost
-        return total
+        """Return what had to be paid once before this evaluation: training, the sampling that made its data, searching."""
+        before = {name for source in stage.inputs for name in self.ancestors(source)}
+        return sum((self.done[name].cost for name in sorted(before)), Cost())
+
+
+@dataclass
+class _Kept(Models):
+    """Models that the workshop opens and keeps."""
+
+    keep: Callable[[str], Opened] = open_engine
+
+    def open(self, ref: str) -> Opened:
+        return self.keep(ref)
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:

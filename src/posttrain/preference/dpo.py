@@ -50,6 +50,7 @@ class Dpo:
 
     version: ClassVar[str] = "1"
     paper: ClassVar[str] = "Rafailov et al. 2023, arXiv 2305.18290"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "4 forward passes per token of both responses, once, and making the pairs; nothing per query"
     fails: ClassVar[str] = "too few pairs or too small lr: nothing moves; too large lr: the right responses fall as well"
 

@@ -26,6 +26,7 @@ class VerifiedPairs:
 
     version: ClassVar[str] = "2"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "questions are answered all right or all wrong, so that few give pairs"
     summary: ClassVar[str] = "preference pairs from verified samples of an earlier evaluation"

@@ -18,8 +18,8 @@ class ZeroShotCot:
 
     Two stages: reasoning z ~ p(· | question, trigger), then answer ~ p(· | question, trigger, z, cue).
 
-    The trigger opens the assistant's own turn, and the second stage continues that turn; without it the answer would
-    have to be guessed from free reasoning.
+    The trigger opens the assistant's own turn, and the second stage continues that turn by the reasoning's own tokens;
+    without it the answer would have to be guessed from free reasoning.
 
     Args:
         trigger: the opening words of the reply.
@@ -40,4 +40,4 @@ class ZeroShotCot:
 
     def __call__(self, task: Task, example: Example, *, seed: int) -> Prompt:
         """Return the prompt for one example."""
-        return Prompt(messages=conversation(task, example, self.system), prefix=self.trigger, cue=self.cue)
+        return Prompt(messages=conversation(task, example, self.system), opening=self.trigger, cue=self.cue)

@@ -12,7 +12,7 @@ from ..stats.paired import Paired, compare, holm
 from ..stats.pareto import break_even, pareto_front
 from ..stats.summary import summarise
 from .rung import Rung
-from .words import break_even_sentence, headline, steps, verdict
+from .words import break_even_sentence, budget_notes, headline, steps, verdict
 
 __all__ = ["analyse", "paired_rows"]
 
@@ -28,7 +28,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         raise ConfigError(f"the first rung '{first.name}' is an oracle: put a method first, others are compared with it")
     methods = [rung for rung in rungs if not rung.oracle]
     found = {rung.name: _facts(rung) for rung in rungs}
-    unit = "flops" if all(found[rung.name]["per_query"]["flops"] > 0 for rung in methods) else "tokens"
+    unit = "flops" if all((found[rung.name]["per_query"]["flops"] or 0) > 0 for rung in methods) else "tokens"
     for rung in methods[1:]:
         reference = by_name[rung.against or first.name]
         found[rung.name]["difference"] = _difference(rung, reference, unit)
@@ -55,7 +55,7 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         "pareto": [shown[index]["name"] for index in front],
         "break_even": _break_evens(shown, unit),
         "totals": _totals(shown),
-        "notes": list(notes),
+        "notes": [*notes, *budget_notes(shown)],
         "meta": dict(meta),
     }
 
@@ -120,6 +120,7 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "unparsed_rate": told["unparsed_rate"],
         "truncated_rate": told["truncated_rate"],
         "error_rate": told["error_rate"],
+        "budget_rate": told["budget_rate"],
         "per_query": told["per_query"],
         "usage": told["usage"],
         "spent": told["spent"],
@@ -134,13 +135,17 @@ def _facts(rung: Rung) -> dict[str, Any]:
     }
 
 
-def _totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what the evaluations cost cold and what was really computed, oracles (nobody's samples anew) left out."""
+def _totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return what the evaluations cost cold and what was really computed, oracles (nobody's samples anew) left out.
+
+    FLOPs are null when they are unknown for one of them.
+    """
+    known = all(facts["spent"]["flops"] is not None for facts in shown)
     return {
         "tokens": sum(facts["n"] * facts["per_query"]["tokens"] for facts in shown),
         "tokens_spent": sum(facts["spent"]["tokens"] for facts in shown),
-        "flops": math.fsum(facts["n"] * facts["per_query"]["flops"] for facts in shown),
-        "flops_spent": math.fsum(facts["spent"]["flops"] for facts in shown),
+        "flops": math.fsum(facts["n"] * facts["per_query"]["flops"] for facts in shown) if known else None,
+        "flops_spent": math.fsum(facts["spent"]["flops"] for facts in shown) if known else None,
         "seconds": math.fsum(facts["seconds"] for facts in shown),
     }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Drawn", "draw_all"]
+__all__ = ["Drawn", "draw_all", "figure_style", "si_ticks"]
 
 Facts = Mapping[str, Any]
 Draw = Callable[["Figure", Facts, bool], None]
@@ -89,7 +89,7 @@ def _render(draw: Draw, report: Facts, *, narrow: bool, kind: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with _style():
+    with figure_style():
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, report, narrow)
@@ -99,7 +99,8 @@ def _render(draw: Draw, report: Facts, *, narrow: bool, kind: str) -> bytes:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """Draw in the house style inside this context."""
     import matplotlib
 
     settings: Any = {
@@ -148,7 +149,7 @@ def _accuracy_by_cost(figure: Figure, report: Facts, narrow: bool) -> None:
     axes.set_ylim(max(100 * low - pad, -2), min(100 * high + pad, 102))
     axes.set_xlabel(f"{UNIT[unit]} per query, cold" + (" (log scale)" if min(costs) > 0 else ""))
     axes.set_ylabel("Accuracy, %")
-    _si_ticks(axes)
+    si_ticks(axes)
     _legend(figure, report["rungs"], narrow)
     names = [str(number) if narrow else _balanced(rung["label"], 24) for number, rung in enumerate(report["rungs"], 1)]
     spans = [(100 * rung["ci95"][0], 100 * rung["ci95"][1]) for rung in report["rungs"]]
@@ -251,7 +252,8 @@ def _legend(figure: Figure, shown: Sequence[Facts], narrow: bool) -> None:
     )
 
 
-def _si_ticks(axes: Axes) -> None:
+def si_ticks(axes: Axes) -> None:
+    """Label the axis of costs with SI prefixes, few enough to read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if axes.get_xscale() == "log":

@@ -50,6 +50,9 @@ def oracle_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the rows as a perfect verifier would have chosen among the same candidates: pass@N, no method's accuracy."""
     chosen = []
     for row in rows:
+        if not row.candidates and row.trace.get("budget") == "spent":  # nothing was drawn: a perfect verifier has nothing
+            chosen.append(row)
+            continue
         if not row.candidates:
             raise DataError(f"example '{row.example}' of '{row.stage}' kept no candidates: there is nothing to choose from")
         best = max(row.candidates, key=lambda candidate: candidate["score"] or 0.0)

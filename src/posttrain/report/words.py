@@ -163,6 +163,15 @@ def break_even_sentence(
     return f"{rung['label']} never pays back against {against}: {once} and {price}; {buys}."
 
 
+def budget_notes(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how often the budget ended a method; nothing of those that it never did."""
+    return [
+        f"The budget ended {rung['label']} on {percent(rung['budget_rate'])} of the questions: it answered with what it had."
+        for rung in rungs
+        if rung["budget_rate"]
+    ]
+
+
 def _signed(value: float, *, plus: bool) -> str:
     text = f"{abs(value):.1f}"
     if float(text) == 0:

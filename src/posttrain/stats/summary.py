@@ -29,6 +29,8 @@ class Graded(Protocol):
     def error(self) -> str | None: ...
     @property
     def cost(self) -> Mapping[str, Mapping[str, float]]: ...
+    @property
+    def trace(self) -> Mapping[str, Any]: ...
     def cold(self) -> Cost: ...
 
 
@@ -53,11 +55,18 @@ class Summary:
     unparsed_rate: float
     truncated_rate: float  # mean share of candidates cut by the token limit
     error_rate: float
+    budget_rate: float  # the budget ended the method, or kept it from drawing all it asked for
     usage: Mapping[str, Mapping[str, float]]  # cold counts by role
     cost: Cost
 
     @property
-    def per_query(self) -> dict[str, float]:
+    def flops_known(self) -> bool:
+        """Whether the sizes of every model that did some work were known: else its FLOPs are not 0 but unknown."""
+        worked = ("prompt", "generated", "scored")
+        return all(role["flops"] > 0 or not any(role[name] for name in worked) for role in self.usage.values())
+
+    @property
+    def per_query(self) -> dict[str, float | None]:
         """Means per example, cold but for the seconds."""
         n = max(self.n, 1)
         usage = self.cost.usage
@@ -65,13 +74,14 @@ class Summary:
             "calls": usage.calls / n,
             "tokens": usage.tokens / n,
             "generated": usage.generated / n,
-            "flops": self.cost.flops / n,
+            "flops": self.cost.flops / n if self.flops_known else None,
             "seconds": self.cost.seconds / n,
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values in a fixed order of keys."""
+        """Return JSON values in a fixed order of keys; FLOPs that are not known are null."""
         usage = self.cost.usage
+        flops = self.cost.flops if self.flops_known else None
         return {
             "accuracy": self.accuracy,
             "ci95": list(self.ci95),
@@ -79,17 +89,18 @@ class Summary:
             "unparsed_rate": self.unparsed_rate,
             "truncated_rate": self.truncated_rate,
             "error_rate": self.error_rate,
+            "budget_rate": self.budget_rate,
             "usage": {role: dict(counts) for role, counts in sorted(self.usage.items())},
-            "cost": {"calls": usage.calls, "tokens": usage.tokens, "flops": self.cost.flops},
+            "cost": {"calls": usage.calls, "tokens": usage.tokens, "flops": flops},
             "per_query": self.per_query,
             "spent": {
                 "tokens": usage.tokens_spent,
                 "cached": usage.cached,
                 "replayed": usage.replayed,
-                "flops": self.cost.flops_spent,
+                "flops": self.cost.flops_spent if self.flops_known else None,
                 "seconds": self.cost.seconds,
             },
-            "flops": self.cost.flops,
+            "flops": flops,
             "seconds": self.cost.seconds,
         }
 
@@ -116,6 +127,7 @@ def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = (), *, seconds: 
         unparsed_rate=sum(row.unparsed for row in rows) / len(rows),
         truncated_rate=math.fsum(row.truncated for row in rows) / len(rows),
         error_rate=sum(row.error is not None for row in rows) / len(rows),
+        budget_rate=sum(row.trace.get("budget") == "spent" for row in rows) / len(rows),
         usage=_by_role(rows),
         cost=_total(rows, timings, seconds),
     )

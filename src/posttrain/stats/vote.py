@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["expected_majority", "majority", "subset_mean", "tally", "weighted"]
+__all__ = ["answer_entropy", "expected_majority", "majority", "subset_mean", "tally", "weighted"]
 
 
 def tally(keys: Sequence[str | None], weights: Sequence[float] | None = None) -> dict[str, float]:
@@ -46,6 +46,16 @@ def weighted(keys: Sequence[str | None], weights: Sequence[float]) -> str | None
     votes = tally(keys)
     summed = tally(keys, weights)
     return max(summed, key=lambda key: (summed[key], votes[key]), default=None)
+
+
+def answer_entropy(keys: Sequence[str | None]) -> float:
+    """Return the entropy `−Σ_a p_a log p_a` of the parsed answers' shares, in nats; 0 when at most one answer is there.
+
+    0: all agree; log n: n samples gave n answers. A label-free measure of difficulty.
+    """
+    counts = [count for count in tally(keys).values() if count > 0]
+    total = math.fsum(counts)
+    return -math.fsum(count / total * math.log(count / total) for count in counts) + 0.0
 
 
 def expected_majority(keys: Sequence[str | None], scores: Sequence[float], k: int) -> float:

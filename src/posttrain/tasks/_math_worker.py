@@ -22,9 +22,11 @@ def equivalent(gold: str, answer: str) -> bool:
 
 
 def main() -> None:
-    """Answer requests `[gold, answer]` with `true` or `false`."""
+    """Say `"ready"` once everything is imported, then answer requests `[gold, answer]` with `true` or `false`."""
     logging.disable(logging.CRITICAL)
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not land among the replies
+    equivalent("x+x", "2x")
+    print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         gold, answer = json.loads(line)
         try:

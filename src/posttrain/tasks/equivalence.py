@@ -1,7 +1,7 @@
 """When two answers are the same answer: a canonical form for voting, and equality for grading.
 
-Numbers are compared as exact fractions here. Other mathematics goes to math-verify, in a process of its own that is
-killed after a hard time limit; such kills are counted (`timeouts`) and logged, never silent.
+Numbers are compared as exact fractions here. Other mathematics goes to math-verify, in a small pool of processes; one that
+takes longer than a hard time limit is killed and replaced. Such kills are counted (`timeouts`) and logged, never silent.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import queue
 import re
 import subprocess
@@ -18,11 +19,11 @@ from functools import lru_cache
 
 from .numerals import number, number_key, plain
 
-__all__ = ["answer_key", "same_mathematics", "same_number", "timeouts"]
+__all__ = ["answer_key", "compare_mathematics", "same_mathematics", "same_number", "timeouts"]
 
 _log = logging.getLogger(__name__)
 _SECONDS = 10.0  # for one comparison
-_START_SECONDS = 60.0  # the first comparison also imports sympy
+_START_SECONDS = 60.0  # a worker imports sympy first; that is no part of a comparison's time
 
 
 def answer_key(answer: str) -> str:
@@ -43,6 +44,14 @@ def same_number(gold: str, answer: str) -> bool:
 
 def same_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bool:
     """Return whether two expressions are mathematically equal; False when that cannot be decided within the limit."""
+    return bool(compare_mathematics(gold, answer, seconds=seconds))
+
+
+def compare_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bool | None:
+    """Return whether two expressions are mathematically equal; None when that could not be decided within the limit.
+
+    It waits: call it in a thread where others should go on meanwhile. As many comparisons run at once as there are workers.
+    """
     if answer_key(gold) == answer_key(answer):
         return True
     if number(gold) is not None and number(answer) is not None and "%" not in gold + answer:
@@ -51,13 +60,13 @@ def same_mathematics(gold: str, answer: str, *, seconds: float = _SECONDS) -> bo
 
 
 @lru_cache(maxsize=4096)
-def _compare(gold: str, answer: str, seconds: float) -> bool:
-    return _checker.ask(gold, answer, seconds)
+def _compare(gold: str, answer: str, seconds: float) -> bool | None:
+    return _pool.ask(gold, answer, seconds)
 
 
 def timeouts() -> int:
     """Return how many comparisons of this process were given up at the time limit."""
-    return _checker.timeouts
+    return _pool.timeouts
 
 
 class _Checker:
@@ -69,23 +78,26 @@ class _Checker:
         self._replies: queue.Queue[bytes] = queue.Queue()
         self._lock = threading.Lock()
 
-    def ask(self, gold: str, answer: str, seconds: float) -> bool:
+    def ask(self, gold: str, answer: str, seconds: float) -> bool | None:
+        """Return math-verify's opinion; None when the worker was killed at the limit, or died twice."""
         with self._lock:
             for attempt in (1, 2):
-                fresh = self._process is None or self._process.poll() is not None
-                process = self._start() if fresh else self._process
+                alive = self._process is not None and self._process.poll() is None
+                process = self._process if alive else self._start()
                 assert process is not None
                 assert process.stdin is not None
                 try:
+                    if not alive and not self._replies.get(timeout=_START_SECONDS):
+                        raise BrokenPipeError  # it died before it was ready
                     process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-                    reply = self._replies.get(timeout=seconds + (_START_SECONDS if fresh else 0.0))
+                    reply = self._replies.get(timeout=seconds)
                 except queue.Empty:
                     self.timeouts += 1
                     _log.warning(
                         "comparing %r with %r took more than %g s: counted as different", gold[:80], answer[:80], seconds
                     )
                     self.stop()
-                    return False
+                    return None
                 except BrokenPipeError:
                     reply = b""
                 if reply:
@@ -95,7 +107,7 @@ class _Checker:
                     _log.warning(
                         "comparing %r with %r ended the worker process: counted as different", gold[:80], answer[:80]
                     )
-            return False
+            return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.stop()
@@ -128,5 +140,30 @@ class _Checker:
                 process.stdin.close()
 
 
-_checker = _Checker()
-atexit.register(_checker.stop)
+class _Pool:
+    """Checkers, each started when first needed; the one used last is used first, so that few run when few are needed."""
+
+    def __init__(self, size: int) -> None:
+        self._checkers = [_Checker() for _ in range(size)]
+        self._free: queue.LifoQueue[_Checker] = queue.LifoQueue()
+        for checker in self._checkers:
+            self._free.put(checker)
+
+    @property
+    def timeouts(self) -> int:
+        return sum(checker.timeouts for checker in self._checkers)
+
+    def ask(self, gold: str, answer: str, seconds: float) -> bool | None:
+        checker = self._free.get()  # its time runs only from here: waiting for a free one does not count
+        try:
+            return checker.ask(gold, answer, seconds)
+        finally:
+            self._free.put(checker)
+
+    def stop(self) -> None:
+        for checker in self._checkers:
+            checker.stop()
+
+
+_pool = _Pool(max(1, min(4, os.cpu_count() or 1)))
+atexit.register(_pool.stop)

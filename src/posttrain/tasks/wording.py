@@ -12,22 +12,22 @@ __all__ = ["LETTERS", "conversation", "question_text"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def question_text(task: Task, example: Example) -> str:
-    """Return question, lettered choices and the task's instruction as one user turn."""
+def question_text(task: Task, example: Example, *, instruct: bool = True) -> str:
+    """Return question, lettered choices and (with `instruct`) the task's instruction as one user turn."""
     parts = [example.question.rstrip()]
     if example.choices:
         parts.append("\n".join(f"{letter}) {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False)))
-    if task.instruction:
+    if task.instruction and instruct:
         parts.append(task.instruction)
     return "\n\n".join(part for part in parts if part)
 
 
-def conversation(task: Task, example: Example, system: str | None = None) -> tuple[Message, ...]:
+def conversation(task: Task, example: Example, system: str | None = None, *, instruct: bool = True) -> tuple[Message, ...]:
     """Return the turns that ask an example: its own conversation, or one user turn; `system` goes first."""
     if example.messages:
         *earlier, last = example.messages
-        asked = f"{last.content}\n\n{task.instruction}" if task.instruction else last.content
+        asked = f"{last.content}\n\n{task.instruction}" if task.instruction and instruct else last.content
         turns: tuple[Message, ...] = (*earlier, replace(last, content=asked))
     else:
-        turns = (Message(role="user", content=question_text(task, example)),)
+        turns = (Message(role="user", content=question_text(task, example, instruct=instruct)),)
     return (Message(role="system", content=system), *turns) if system else turns

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ..core.errors import CapabilityError, ConfigError
 from ..core.protocols import Tools
-from ..core.types import Answer, Candidate, Example, Prompt
+from ..core.types import Answer, Example, Prompt
 from ..stats.vote import weighted
-from ._vote import keys_of, mean_logprob
+from ._scoring import Aggregate, Scorer, Transform, best_index
+from ._vote import keys_of
 
 __all__ = ["BestOfN"]
 
@@ -31,14 +29,17 @@ class BestOfN:
 
     Args:
         n: how many samples.
-        verifier: "likelihood", or the spec of a verifier (`exact`, `rule`, `(rule:regex="…")`, a reward model, …).
+        verifier: "likelihood", or the spec of a verifier (`exact`, `rule`, `(rule:regex="…")`, a reward model, a judge, …).
         weighted: sum the scores of equivalent answers (scores must not be negative).
+        aggregate: the verifier's own value, or from its scores of the steps (a process reward model) the last, min,
+            product or mean.
+        transform: "sigmoid" maps raw, perhaps negative, rewards into (0, 1), so that they can be summed.
         temperature: above 0, else all samples are the same.
         top_p: the nucleus; 1 keeps all tokens.
 
     Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv 2110.14168), section 4.1;
     weighted: Li et al. 2022, "Making Large Language Models Better Reasoners with Step-Aware Verifier" (arXiv 2206.02336),
-    section 3.
+    section 3; scores of steps: Lightman et al. 2023, "Let's Verify Step by Step" (arXiv 2305.20050).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -49,34 +50,36 @@ class BestOfN:
     n: Annotated[int, Field(ge=1)] = 8
     verifier: str = "likelihood"
     weighted: bool = False
+    aggregate: Aggregate = "value"
+    transform: Transform = "raw"
     temperature: Annotated[float, Field(gt=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @property
     def verifiers(self) -> tuple[str, ...]:
         """The specs that `Tools.verifiers` must hold."""
-        return () if self.verifier == "likelihood" else (self.verifier,)
+        return self._scorer().verifiers
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        if self.verifier == "likelihood" and "logprobs" not in tools.engine.can:
-            raise CapabilityError("best_of_n:verifier=likelihood needs log-probabilities, which this engine does not give")
-        if self.verifier != "likelihood" and self.verifier not in tools.verifiers:
-            raise ConfigError(f"best_of_n: verifier '{self.verifier}' was not set up")
+        scorer = self._scorer()
+        scorer.check(tools)
         sampling = replace(tools.sampling, temperature=self.temperature, top_p=self.top_p)
         candidates = tuple(await tools.sample(prompt, sampling, seed=seed, samples=range(self.n)))
-        scores = await self._scores(example, candidates, tools)
+        scores = await scorer(example, candidates, tools)
 
         keys = keys_of(candidates, tools.key)
         unscored = scores.count(None)
         trace: dict[str, Any] = {"unparsed": keys.count(None), "unscored": unscored}
-        if self.verifiers and tools.verifiers[self.verifier].oracle:
+        if self.aggregate != "value":
+            trace["aggregate"] = self.aggregate
+        if scorer.oracle(tools):
             trace["oracle"] = True
         if unscored:
             trace["scores"] = list(scores)
-        winner = weighted(keys, self._weights(scores)) if self.weighted else None
+        winner = weighted(keys, scorer.weights(scores)) if self.weighted else None
         eligible = [i for i, key in enumerate(keys) if (key == winner if winner is not None else key is not None)]
-        best = max(eligible or range(self.n), key=lambda i: (_or_lowest(scores[i]), -i))
+        best = best_index(scores, eligible or range(len(candidates)))
         known = [score for score in scores if score is not None]
         return Answer(
             text=candidates[best].text,
@@ -86,23 +89,6 @@ class BestOfN:
             trace=trace,
         )
 
-    async def _scores(self, example: Example, candidates: Sequence[Candidate], tools: Tools) -> list[float | None]:
-        """Return one score a candidate; None for a missing or not-a-number one."""
-        if self.verifier == "likelihood":
-            means = [mean_logprob(candidate.completion) for candidate in candidates]
-            return [None if mean is None or math.isnan(mean) else math.exp(mean) for mean in means]
-        given = await tools.verifiers[self.verifier](example, [candidate.text for candidate in candidates])
-        return [None if score is None or not math.isfinite(score.value) else score.value for score in given]
-
-    def _weights(self, scores: Sequence[float | None]) -> list[float]:
-        lowest = min((score for score in scores if score is not None), default=0.0)
-        if lowest < 0:
-            raise ConfigError(
-                f"best_of_n:weighted=true sums scores, and verifier '{self.verifier}' gave {lowest:g}: use a verifier with "
-                "scores from 0 to 1, or weighted=false"
-            )
-        return [score or 0.0 for score in scores]
-
-
-def _or_lowest(score: float | None) -> float:
-    return -math.inf if score is None else score
+    def _scorer(self) -> Scorer:
+        method = "best_of_n:weighted=true" if self.weighted else "best_of_n"
+        return Scorer(method=method, spec=self.verifier, aggregate=self.aggregate, transform=self.transform)

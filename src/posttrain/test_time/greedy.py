@@ -20,6 +20,7 @@ class Greedy:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
+    measured: ClassVar[bool] = True
     cost: ClassVar[str] = "1 reply"
     fails: ClassVar[str] = "the most likely first step is wrong, or the reply falls into repetition"
 

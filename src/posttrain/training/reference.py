@@ -44,6 +44,8 @@ def reference_logps(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     known = _read(folder, key)
+    if world > 1:
+        dist.barrier()  # all have read before one writes: else they would not share out the same batches
     batches = micro_batches(list(range(len(groups))), [w.tokens for w in work], tokens_per_microbatch)
     missing = [batch for batch in batches if not all(i in known[0] for i in batch)]
     module.eval()

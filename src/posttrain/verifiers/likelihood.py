@@ -11,6 +11,7 @@ from typing import ClassVar
 from ..core.protocols import Engine, Task
 from ..core.types import Example, Prompt, Score
 from ..tasks.wording import conversation
+from ._loaded import engine_of
 
 __all__ = ["Likelihood"]
 
@@ -25,17 +26,22 @@ class Likelihood:
     the text through the engine: for texts from elsewhere, or to score with another model than the one that wrote them.
 
     Source: Wang et al. 2022 (arXiv 2203.11171), equation 1.
+
+    Args:
+        model: the model whose likelihood is taken; default: the one that answers.
     """
 
     oracle: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
 
     task: Task
-    engine: Engine
+    model: str | None = None
+    engine: Engine | None = None
 
     async def __call__(self, example: Example, texts: Sequence[str]) -> list[Score]:
         """Score each text; an empty one scores 0."""
+        engine = engine_of(self.engine, self.model, "verifier 'likelihood'")
         prompt = Prompt(messages=conversation(self.task, example))
-        scored = await asyncio.gather(*(self.engine.score(prompt, text) for text in texts if text))
+        scored = await asyncio.gather(*(engine.score(prompt, text) for text in texts if text))
         means = iter([math.fsum(c.raw_logprobs) / len(c.raw_logprobs) if c.raw_logprobs else -math.inf for c in scored])
         return [Score(value=math.exp(next(means)) if text else 0.0) for text in texts]

@@ -16,7 +16,7 @@ from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling
 from ...data.chat import render_prompt
 from .runner import Runner
 from .scheduler import Scheduler
-from .sequence import Request, ScoreRequest
+from .sequence import Request, ScoreRequest, decode_text
 
 __all__ = ["LocalEngine"]
 
@@ -173,7 +173,19 @@ class LocalEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the length of the prompt in tokens."""
-        return len(render_prompt(self._tokenizer, prompt.messages, prefix=prompt.prefix))
+        return len(self.prompt_ids(prompt))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the prompt as the model reads it, with what the answer is begun with."""
+        return render_prompt(self._tokenizer, prompt.messages, opening=prompt.opening, prefix=prompt.prefix)
+
+    def count_text(self, text: str) -> int:
+        """Return the length of a text in tokens, as `score` reads it."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text_of(self, completion: Completion, tokens: int) -> str:
+        """Return the text of a completion's first tokens."""
+        return decode_text(self._tokenizer, completion.tokens[:tokens])
 
     def update(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Replace weights in place, by the names of `model.state_dict()`; none at all: they have been changed in place.
@@ -195,7 +207,7 @@ class LocalEngine:
             self._version += 1
 
     def _render(self, prompt: Prompt, more: int) -> tuple[int, ...]:
-        ids = render_prompt(self._tokenizer, prompt.messages, prefix=prompt.prefix)
+        ids = self.prompt_ids(prompt)
         if not ids:
             raise ModelError("the chat template makes an empty prompt of this conversation")
         if len(ids) + more > self._context:

@@ -1,0 +1,183 @@
+"""An engine that reads rewards instead of writing text: one forward pass over a text, one number per asked position."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from ..core.errors import CapabilityError, ConfigError, ContextOverflowError, ModelError
+from ..core.protocols import Watch
+from ..core.types import Completion, Delta, ModelShape, Prompt, Sampling, Usage
+
+if TYPE_CHECKING:
+    from ..models.scorers import LoadedScorer
+
+__all__ = ["Laid", "RewardEngine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """A prompt and a text as the token ids a reward model reads, and the positions at which it is asked."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    types: tuple[int, ...] | None = None  # token types of an encoder that is given two segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    laid: Laid
+    future: Future[tuple[float, ...]] = field(default_factory=Future)
+
+
+class RewardEngine:
+    """Scores given texts with a reward model: `score` returns them with `Completion.rewards`, one per position.
+
+    Concurrent calls are batched together, longest first, into right-padded batches of at most `batch_tokens` tokens, padding
+    included. A reward does not depend on what else is in its batch (beyond the rounding of its number type). It is
+    metered like any engine: every token of the sequence counts as scored. It generates nothing.
+
+    Args:
+        scorer: the model.
+        lay_out: prompt and text to ids and positions; no positions: there is nothing to score, and nothing is computed.
+        value: the logits at a position to its reward.
+        batch_tokens: the bound of a batch; a longer text is a batch of its own.
+    """
+
+    can = frozenset({"reward"})
+
+    def __init__(
+        self,
+        scorer: LoadedScorer,
+        lay_out: Callable[[Prompt, str], Laid],
+        value: Callable[[Sequence[float]], float],
+        *,
+        batch_tokens: int = 16384,
+    ) -> None:
+        if batch_tokens < 1:
+            raise ConfigError(f"batch_tokens must be at least 1, not {batch_tokens}")
+        self._scorer = scorer
+        self._lay_out = lay_out
+        self._value = value
+        self._batch_tokens = batch_tokens
+        self._waiting: list[_Job] = []
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+
+    @property
+    def fingerprint(self) -> str:
+        """The reward model's fingerprint."""
+        return self._scorer.fingerprint
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """Sizes for the FLOPs formulas."""
+        return self._scorer.shape
+
+    async def score(self, prompt: Prompt, continuation: str | Completion) -> Completion:
+        """Return the text with its rewards.
+
+        Raises:
+            ContextOverflowError: prompt and text do not fit the reward model's context.
+        """
+        text = continuation if isinstance(continuation, str) else continuation.text
+        laid = self._lay_out(prompt, text)
+        if not laid.positions:
+            return Completion(text=text, rewards=())
+        context = self._scorer.context
+        if context is not None and len(laid.ids) > context:
+            raise ContextOverflowError(
+                f"a text of {len(laid.ids)} tokens with its question does not fit the context of {context} of reward model "
+                f"'{self._scorer.name}': lower the reply's max_tokens or use a reward model with a longer context"
+            )
+        job = _Job(laid=laid)
+        with self._lock:
+            self._waiting.append(job)
+        asyncio.get_running_loop().call_soon(self._worker.submit, self._serve)  # after all that ask in this turn of the loop
+        rewards = await asyncio.wrap_future(job.future)
+        return Completion(text=text, rewards=rewards, usage=Usage(calls=1, scored=len(laid.ids)))
+
+    def count_scored(self, prompt: Prompt, continuation: str | Completion) -> int:
+        """Return how many tokens `score` reads."""
+        text = continuation if isinstance(continuation, str) else continuation.text
+        laid = self._lay_out(prompt, text)
+        return len(laid.ids) if laid.positions else 0
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        seed: int,
+        samples: Sequence[int] = (0,),
+        watch: Watch | None = None,
+    ) -> list[Completion]:
+        """Refuse: a reward model writes nothing."""
+        self._refuse()
+
+    async def stream(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> AsyncIterator[Delta]:
+        """Refuse: a reward model writes nothing."""
+        self._refuse()
+        yield Delta(text="")  # type: ignore[unreachable]  # makes this a generator
+
+    def _refuse(self) -> NoReturn:
+        raise CapabilityError(f"'{self._scorer.name}' is a reward model: it scores texts and cannot generate any")
+
+    def _serve(self) -> None:
+        while batch := self._next():
+            try:
+                found = self._read([job.laid for job in batch])
+            except BaseException as error:
+                for job in batch:
+                    job.future.set_exception(error)
+            else:
+                for job, rewards in zip(batch, found, strict=True):
+                    job.future.set_result(rewards)
+
+    def _next(self) -> list[_Job]:
+        """Take the longest of what waits and as many of the next longest as the token budget holds."""
+        with self._lock:
+            self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+            if not self._waiting:
+                return []
+            self._waiting.sort(key=lambda job: len(job.laid.ids))
+            rows = max(1, self._batch_tokens // len(self._waiting[-1].laid.ids))
+            self._waiting, batch = self._waiting[:-rows], self._waiting[-rows:]
+        return [job for job in batch if job.future.set_running_or_notify_cancel()] or self._next()
+
+    def _read(self, batch: Sequence[Laid]) -> list[tuple[float, ...]]:
+        import torch
+
+        longest = max(len(laid.ids) for laid in batch)
+        ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+        attention_BT = torch.zeros_like(ids_BT)
+        types_BT = None if batch[0].types is None else torch.zeros_like(ids_BT)
+        for row, laid in enumerate(batch):
+            ids_BT[row, : len(laid.ids)] = torch.tensor(laid.ids)
+            attention_BT[row, : len(laid.ids)] = 1
+            if types_BT is not None and laid.types is not None:
+                types_BT[row, : len(laid.ids)] = torch.tensor(laid.types)
+        asked = [(row, position) for row, laid in enumerate(batch) for position in laid.positions]
+        rows_N, positions_N = torch.tensor(asked).T
+        on = self._scorer.device
+        padded = not bool(attention_BT.all())
+        try:
+            with torch.inference_mode():
+                logits_NK = self._scorer.logits(
+                    ids_BT.to(on),
+                    attention_BT.to(on) if padded else None,
+                    None if types_BT is None else types_BT.to(on),
+                    rows_N.to(on),
+                    positions_N.to(on),
+                ).tolist()
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"reward model '{self._scorer.name}' ran out of memory on {len(batch)} texts of up to {longest} tokens: "
+                "lower its batch_tokens, or the slots of the generating engine"
+            ) from None
+        values = iter(logits_NK)
+        return [tuple(self._value(next(values)) for _ in laid.positions) for laid in batch]

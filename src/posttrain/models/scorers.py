@@ -1,0 +1,225 @@
+"""Loading models that give numbers instead of text: reward models of whole replies and of reasoning steps.
+
+Three kinds of folder are read, from safetensors only and without running any code of theirs: sequence classification,
+token classification, and causal language models of which only the logits of a few verdict tokens are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ModelError
+from ..core.files import read_json
+from ..core.types import ModelShape
+from ..losses.logprobs import adjust
+from .adapters import is_adapter
+from .forward import backbone_of, head_adjustments
+from .load import check_folder, content_fingerprint, load, load_tokenizer, load_weights, pick_device, pick_dtype, resolve
+from .shape import shape_of
+
+__all__ = ["LoadedScorer", "load_classifier", "load_verdicts"]
+
+Kind = Literal["sequence", "token"]
+_QWEN = {
+    "sequence": "Qwen2ForRewardModel",
+    "token": "Qwen2ForProcessRewardModel",
+}  # code in their repository, not in transformers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedScorer:
+    """A model with its tokenizer, read as `logits(ids_BT, attention_BT, types_BT, rows_N, positions_N) -> logits_NK`.
+
+    `logits_NK` are float32, for K labels (or verdict tokens) at N places of the batch. `context` is the longest
+    sequence it takes, None when its configuration does not say.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    device: torch.device
+    shape: ModelShape
+    labels: tuple[str, ...]
+    context: int | None
+    logits: Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Tensor], Tensor]
+
+
+def load_classifier(
+    ref: str | Path, kind: Kind, *, device: str = "auto", dtype: str = "auto", chat_template: Path | None = None
+) -> LoadedScorer:
+    """Load a sequence- or token-classification folder. Raises `ModelError` for anything else.
+
+    A decoder's sequence-classification head is read at the positions asked for, never at a place found from token ids:
+    transformers looks for the last token that is not the padding token, which is wrong when that is the end token too.
+    An encoder's (BERT and its like) pools the whole sequence by itself; the positions only name the row then.
+    """
+    path = resolve(ref)
+    if is_adapter(path):
+        raise ModelError(f"{path}: is an adapter; merge it into its base model and save the whole reward model first")
+    check_folder(path)
+    on = pick_device(device)
+    cls = _class_of(path, kind)
+    tokenizer = load_tokenizer(path, chat_template=chat_template)
+    model = load_weights(cls, path, pick_dtype(dtype, on), what=f"a {kind}-classification model").to(on).eval()
+    decoder = isinstance(getattr(model, "score", None), nn.Module)
+    head = model.score if decoder else getattr(model, "classifier", None)
+    if (
+        not isinstance(head, nn.Module) or model.config.model_type == "ctrl"
+    ):  # others pool by token id, or in ways of their own
+        raise ModelError(
+            f"{path}: {type(model).__name__} is not supported: neither a decoder with a score head nor an encoder"
+        )
+    shape = shape_of(model, head=head)
+    causal = decoder or (kind == "token" and _is_causal(model))
+    if not causal:  # attention in both directions: every token meets every other, twice what the causal formula counts
+        shape = replace(shape, attention_width=2 * shape.attention_width)
+    names = model.config.id2label
+    return LoadedScorer(
+        model=model,
+        tokenizer=tokenizer,
+        name=str(ref),
+        fingerprint=content_fingerprint(path, tokenizer),
+        device=on,
+        shape=shape,
+        labels=tuple(str(names[i]) for i in range(model.config.num_labels)),
+        context=_context(model, tokenizer, causal),
+        logits=_at_positions(model) if kind == "sequence" and decoder else _own_forward(model, pooled=kind == "sequence"),
+    )
+
+
+def load_verdicts(
+    ref: str | Path,
+    verdicts: Sequence[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    chat_template: Path | None = None,
+) -> LoadedScorer:
+    """Load a causal language model of which only the logits of a few tokens ("+", "-") are wanted.
+
+    The output head is computed at the positions asked for and for these tokens alone. Raises `ModelError` when one of
+    `verdicts` is not a single token.
+    """
+    loaded = load(ref, device=device, dtype=dtype, chat_template=chat_template)
+    ids = []
+    for verdict in verdicts:
+        found = loaded.tokenizer(verdict, add_special_tokens=False)["input_ids"]
+        if len(found) != 1:
+            raise ModelError(
+                f"{loaded.path}: {verdict!r} is {len(found)} tokens of its tokenizer, and a verdict must be one"
+            )
+        ids += found
+    model = loaded.model
+    head = model.get_output_embeddings()
+    scale, softcap = head_adjustments(model.config)
+    backbone = backbone_of(model)
+
+    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
+        hidden_ND = _hidden(backbone, ids_BT, attention_BT)[rows_N, at_N]
+        weight_KD, bias_K = head.weight[ids], None if head.bias is None else head.bias[ids]
+        return adjust(nn.functional.linear(hidden_ND, weight_KD, bias_K).float(), scale, softcap)
+
+    width = head.weight.shape[1]
+    return LoadedScorer(
+        model=model,
+        tokenizer=loaded.tokenizer,
+        name=loaded.name,
+        fingerprint=loaded.fingerprint,
+        device=loaded.device,
+        shape=replace(loaded.shape, head_params=len(ids) * width),
+        labels=tuple(verdicts),
+        context=_context(model, loaded.tokenizer, True),
+        logits=logits,
+    )
+
+
+def _class_of(path: Path, kind: Kind) -> Any:
+    """Return the transformers class of a folder, after looking at what its configuration says it is."""
+    import transformers
+
+    named = (read_json(path / "config.json").get("architectures") or [""])[0]
+    if named == _QWEN[kind]:
+        return _qwen(kind)
+    wanted = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}[kind]
+    if named and not named.endswith(wanted):
+        other = {
+            "ForCausalLM": "a language model",
+            "ForSequenceClassification": "a sequence-classification model: use reward_model, or another style",
+            "ForTokenClassification": "a token-classification model: use process_reward:style=token",
+        }
+        is_a = next((text for end, text in other.items() if named.endswith(end)), "something else")
+        raise ModelError(f"{path}: a {kind}-classification model is needed, but this is {named}, {is_a}")
+    return (
+        transformers.AutoModelForSequenceClassification
+        if kind == "sequence"
+        else transformers.AutoModelForTokenClassification
+    )
+
+
+def _qwen(kind: Kind) -> Any:
+    """Return Qwen2.5-Math's reward models, an ordinary Qwen2 with a head of two layers, without the code they ship with.
+
+    Source: Zhang et al. 2025, "The Lessons of Developing Process Reward Models" (arXiv 2501.07301).
+    """
+    import transformers
+
+    base: Any = (
+        transformers.Qwen2ForSequenceClassification if kind == "sequence" else transformers.Qwen2ForTokenClassification
+    )
+
+    class Qwen2Reward(base):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            config.num_labels = {"sequence": 1, "token": 2}[kind]
+            super().__init__(config)
+            width = config.hidden_size
+            self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.num_labels))
+            self.post_init()
+
+    return Qwen2Reward
+
+
+def _hidden(backbone: nn.Module, ids_BT: Tensor, attention_BT: Tensor | None) -> Tensor:
+    states: Tensor = backbone(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+    return states
+
+
+def _at_positions(model: Any) -> Callable[..., Tensor]:
+    backbone = backbone_of(model)
+
+    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
+        found: Tensor = model.score(_hidden(backbone, ids_BT, attention_BT)[rows_N, at_N])
+        return found.float()
+
+    return logits
+
+
+def _own_forward(model: Any, *, pooled: bool) -> Callable[..., Tensor]:
+    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
+        types = {} if types_BT is None else {"token_type_ids": types_BT}
+        found: Tensor = model(input_ids=ids_BT, attention_mask=attention_BT, **types).logits
+        return (found[rows_N] if pooled else found[rows_N, at_N]).float()
+
+    return logits
+
+
+def _is_causal(model: Any) -> bool:
+    """Return whether tokens see only what precedes them, by trying: another last token changes no earlier logits."""
+    with torch.inference_mode():
+        ids_BT = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device) % model.config.vocab_size
+        first_BL = model(input_ids=ids_BT).logits[:, 0].float()
+    return torch.allclose(first_BL[0], first_BL[1], atol=1e-5)
+
+
+def _context(model: Any, tokenizer: Any, causal: bool) -> int | None:
+    known: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if causal:
+        return known
+    own: int = tokenizer.model_max_length  # an encoder's positions may begin at 2 (RoBERTa): its tokenizer knows better
+    return own if known is None else min(known, own)
