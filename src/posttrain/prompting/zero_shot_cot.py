@@ -30,6 +30,7 @@ class ZeroShotCot:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Kojima et al. 2022, arXiv 2205.11916"
     cost: ClassVar[str] = "question + steps, then a second call of at most 32 tokens that reads all of it again"
     fails: ClassVar[str] = "models below a few billion parameters wander; the reasoning fills the token limit"

@@ -43,6 +43,7 @@ class BestOfN:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Cobbe et al. 2021, arXiv 2110.14168; weighted: Li et al. 2022, arXiv 2206.02336"
     cost: ClassVar[str] = "n replies, one prompt, and n scorings (none for likelihood)"
     fails: ClassVar[str] = "the score can be gamed: with growing n the best-scoring reply is ever more often a wrong one"

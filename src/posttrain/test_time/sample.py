@@ -26,6 +26,7 @@ class Sample:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Holtzman et al. 2019, arXiv 1904.09751 (nucleus)"
     cost: ClassVar[str] = "n replies, one prompt"
     fails: ClassVar[str] = "a draw is usually worse than greedy; it is the baseline that voting starts from"
