@@ -61,6 +61,19 @@ def test_weights_changed_in_place_are_packed_anew():
             torch.testing.assert_close(net(x), plain, atol=0.05, rtol=0.02)
 
 
+def test_a_replaced_weight_is_packed_anew():
+    net = pair()
+    packed, x = PackedLinears(net), torch.randn(5, 64).bfloat16()
+    with torch.inference_mode(), packed.lent():
+        net(x)
+    net[0].weight = nn.Parameter(torch.randn(96, 64).bfloat16())
+    with torch.inference_mode():
+        plain = net(x)
+        with packed.lent():
+            torch.testing.assert_close(net(x), plain, atol=0.5, rtol=0.02)
+    assert len(packed._packed) == 2
+
+
 def test_float32_and_layers_with_a_forward_of_their_own_are_left_alone():
     assert not packed_layers(pair(torch.float32), PackedLinears(pair(torch.float32)))
     net = pair()

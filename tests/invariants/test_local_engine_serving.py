@@ -353,6 +353,25 @@ def test_no_samples_cost_nothing():
     assert local._scheduler.steps == 0
 
 
+def test_no_more_slots_are_made_than_the_memory_for_keys_and_values_holds():
+    """One after the other, many at once, and scored: a fresh slot each time would take the room of all slots in the end."""
+    local = engine(slots=64)
+    run(local.generate(ask("q"), Sampling(max_tokens=1), seed=0))
+    cache = local._runner.cache
+    local._scheduler._kv_bytes = 5 * cache.bytes_per_token * 100
+    sampling = Sampling(temperature=1.0, max_tokens=100 - length("q"))
+    for seed in range(12):
+        run(local.generate(ask("q"), sampling, seed=seed))
+    run(local.generate(ask("q"), sampling, seed=99, samples=range(20)))
+    assert cache.rows == 5
+
+    async def scores():
+        return await asyncio.gather(*(local.score(ask("q"), "abcdefghijkl"[i] * sampling.max_tokens) for i in range(12)))
+
+    assert len(run(scores())) == 12
+    assert cache.rows == 5
+
+
 def test_memory_bounds_what_runs_together():
     """With memory for two slots, eight samples run two at a time, and come out the same."""
     local, roomy = engine(slots=8), engine(slots=8)

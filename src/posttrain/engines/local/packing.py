@@ -29,10 +29,10 @@ class PackedLinears:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [m for m in model.modules() if type(m) is nn.Linear and _packable(m.weight)]
-        wanted = sum(weight.nbytes for weight in {id(m.weight): m.weight for m in self._layers}.values())
+        wanted = sum(layer.weight.nbytes for layer in self._layers)
         if not _available() or wanted > _free_bytes() // _SHARE:
             self._layers = []
-        self._packed: dict[int, tuple[Tensor, int, Tensor]] = {}  # by identity of the weight: itself, version, packed
+        self._packed: dict[int, tuple[Tensor, int, Tensor]] = {}  # by place of the layer: weight, its version, packed
 
     def forget(self) -> None:
         """Drop what is packed: the weights have been replaced."""
@@ -41,22 +41,24 @@ class PackedLinears:
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Let the layers' forward use packed weights inside this context."""
-        lent = [layer for layer in self._layers if "forward" not in layer.__dict__]  # another's forward is left alone
-        for layer in lent:
-            layer.__dict__["forward"] = self._forward(layer)
+        lent = []
+        for place, layer in enumerate(self._layers):
+            if "forward" not in layer.__dict__:  # another's forward is left alone
+                layer.__dict__["forward"] = self._forward(place, layer)
+                lent.append(layer)
         try:
             yield
         finally:
             for layer in lent:
                 del layer.__dict__["forward"]
 
-    def _forward(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def _forward(self, place: int, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         weight, bias = layer.weight, layer.bias
         version = 0 if weight.is_inference() else weight._version
-        held = self._packed.get(id(weight))
-        if held is None or held[1] != version:
+        held = self._packed.get(place)
+        if held is None or held[0] is not weight or held[1] != version:
             operators: Any = torch.ops.mkldnn
-            held = self._packed[id(weight)] = (weight, version, operators._reorder_linear_weight(weight.detach(), 64))
+            held = self._packed[place] = (weight, version, operators._reorder_linear_weight(weight.detach(), 64))
         packed = held[2]
 
         def forward(x: Tensor) -> Tensor:

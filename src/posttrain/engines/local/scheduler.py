@@ -155,13 +155,15 @@ class Scheduler:
     # -- admission
 
     def _admit(self) -> None:
-        free = [s for s in range(self._table.slots) if s not in self._running]
-        if not free or not self._waiting:
+        if not self._waiting:
             return
         with self._lock:
             everyone = [*self._running.values(), *self._waiting]
             longest = max(len(t.request.ids) + t.request.sampling.max_tokens for t in everyone)
-            room = min(len(free), len(self._waiting), self._affordable(longest) - len(self._running))
+            # Only the first slots: a later one would make room for all before it, whether they are used or not.
+            limit = self._affordable(longest)
+            free = [s for s in range(limit) if s not in self._running]
+            room = min(len(free), len(self._waiting), limit - len(self._running))
             batch = [self._waiting.popleft() for _ in range(room)]
         if not batch:
             return
@@ -170,16 +172,20 @@ class Scheduler:
             free.remove(slot)
             trace.slot = slot
             self._running[slot] = trace
-        # All they may need: growing later would copy everything, and room that is not used takes no memory on CPU.
-        self._reserve(max(len(t.request.ids) + t.request.sampling.max_tokens for t in batch) + 1)
+        # On CPU all they may need: growing later copies everything, and room takes memory only when it is written.
+        lazy = self._runner.device.type == "cpu"
+        self._reserve(max(len(t.request.ids) + t.request.sampling.max_tokens * lazy for t in batch) + 1)
         found = prefill(self._runner, self._table, {t.slot: t.request.ids for t in batch}, reuse=self._prefix_reuse)
         for trace in batch:
             if trace.request.cached is None:
                 trace.request.cached = found[trace.slot]
 
     def _affordable(self, longest: int) -> int:
-        """Return how many slots of that length the memory for keys and values allows: at least one."""
-        return max(1, self._kv_bytes // (self._runner.cache.bytes_per_token * longest))
+        """Return how many slots of that length the memory for keys and values allows: at least one, at most all."""
+        cache = self._runner.cache
+        if self._runner.device.type != "cpu":  # every slot takes the memory of the longest there has been
+            longest = max(longest, cache.capacity)
+        return min(self._table.slots, max(1, self._kv_bytes // (cache.bytes_per_token * longest)))
 
     def _reserve(self, capacity: int) -> None:
         cache = self._runner.cache
@@ -187,7 +193,7 @@ class Scheduler:
             capacity = -(-max(capacity, cache.capacity + cache.capacity // 4) // 64) * 64
         rows = max(self._running, default=0) + 1
         if rows > cache.rows:
-            rows = min(self._table.slots, max(rows, 2 * cache.rows))
+            rows = max(rows, min(2 * cache.rows, self._affordable(capacity)))
         cache.reserve(rows, capacity)
         self._table.reserve(cache.capacity)
 
@@ -267,14 +273,13 @@ class Scheduler:
     def _score(self, scores: list[ScoreRequest]) -> None:
         """Teacher-force continuations, in idle slots, as many at a time as there are."""
         while scores:
-            free = [s for s in range(self._table.slots) if s not in self._running]
+            longest = max(len(request.ids) + len(request.continuation) for request in scores)
+            free = [s for s in range(self._affordable(longest)) if s not in self._running]
             if not free:
                 with self._lock:
                     self._scores.extendleft(reversed(scores))
                 return
-            longest = max(len(request.ids) + len(request.continuation) for request in scores)
-            room = min(len(free), self._affordable(longest))
-            part, scores = scores[:room], scores[room:]
+            part, scores = scores[: len(free)], scores[len(free) :]
             slots: dict[int, ScoreRequest] = {}
             for request in part:
                 slot = self._table.oldest(free)
