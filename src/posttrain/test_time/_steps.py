@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..core.errors import BudgetSpentError, CapabilityError, ConfigError
 from ..core.protocols import Tools
@@ -15,9 +16,26 @@ from ..stats.steps import Aggregation, aggregate
 from ..stats.vote import majority, weighted
 from ._vote import keys_of, mean_logprob
 
-__all__ = ["Choose", "Path", "Search", "aggregated", "chosen", "continued", "joined", "wanted"]
+__all__ = ["Choose", "Path", "Search", "Settings", "aggregated", "chosen", "continued", "joined", "wanted"]
 
 Choose = Literal["best", "majority", "weighted"]
+
+
+class Settings(Protocol):
+    """What every search over steps is told: how steps are drawn, where one ends, and what scores them."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def separator(self) -> str: ...
+    @property
+    def step_tokens(self) -> int: ...
+    @property
+    def verifier(self) -> str: ...
+    @property
+    def aggregate(self) -> Aggregation: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,30 +117,28 @@ class Search:
 
     def __init__(
         self,
+        settings: Settings,
         prompt: Prompt,
         example: Example,
         tools: Tools,
         *,
-        method: str,
-        temperature: float,
-        top_p: float,
-        separator: str,
-        step_tokens: int,
-        verifier: str = "",
+        verifier: str | None = None,
         goal: str = "",
-        aggregate: Aggregation = "last",
     ) -> None:
+        """Check what the settings need; `verifier` in place of theirs ("": none), `goal` is the one that accepts answers."""
+        method = re.sub(r"(?<!^)(?=[A-Z])", "_", type(settings).__name__).lower()
+        verifier = settings.verifier if verifier is None else verifier
         if verifier == "likelihood" and "logprobs" not in tools.engine.can:
             raise CapabilityError(f"{method}:verifier=likelihood needs log-probabilities, which this engine does not give")
         for spec in wanted(verifier, goal):
             if spec not in tools.verifiers:
                 raise ConfigError(f"{method}: verifier '{spec}' was not set up")
-        self.separator = separator.replace("\\n", "\n").replace("\\t", "\t")
+        self.separator = settings.separator.replace("\\n", "\n").replace("\\t", "\t")
         if not self.separator:
             raise ConfigError(f"{method}: separator must not be empty; write \\n for the end of a line")
         self.prompt, self.example, self.tools, self.method = prompt, example, tools, method
-        self.sampling = replace(tools.sampling, temperature=temperature, top_p=top_p)
-        self.step_tokens, self.verifier, self.aggregate = step_tokens, verifier, aggregate
+        self.sampling = replace(tools.sampling, temperature=settings.temperature, top_p=settings.top_p)
+        self.step_tokens, self.verifier, self.aggregate = settings.step_tokens, verifier, settings.aggregate
         self.generations = self.duplicates = 0
         self._short = False
         self._refused: BudgetSpentError | None = None

@@ -67,18 +67,7 @@ class BeamSearch:
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        search = Search(
-            prompt,
-            example,
-            tools,
-            method="beam_search",
-            temperature=self.temperature,
-            top_p=self.top_p,
-            separator=self.separator,
-            step_tokens=self.step_tokens,
-            verifier=self.verifier,
-            aggregate=self.aggregate,
-        )
+        search = Search(self, prompt, example, tools)
         beams: list[Path] = [Path()]
         finished: list[tuple[Path, float | None]] = []
         pruned, fallback = 0, None

@@ -67,18 +67,7 @@ class DiverseTreeSearch:
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        search = Search(
-            prompt,
-            example,
-            tools,
-            method="diverse_tree_search",
-            temperature=self.temperature,
-            top_p=self.top_p,
-            separator=self.separator,
-            step_tokens=self.step_tokens,
-            verifier=self.verifier,
-            aggregate=self.aggregate,
-        )
+        search = Search(self, prompt, example, tools)
         # One call for all first steps: the prompt is read, and charged, once. Subtree i owns its slice of the samples.
         first = await search.grow(Path(), range(self.n * self.width), seed=seed, last=self.steps == 1)
         slices = [first[i * self.width : (i + 1) * self.width] for i in range(self.n)]

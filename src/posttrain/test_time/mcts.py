@@ -83,18 +83,7 @@ class Mcts:
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        search = Search(
-            prompt,
-            example,
-            tools,
-            method="mcts",
-            temperature=self.temperature,
-            top_p=self.top_p,
-            separator=self.separator,
-            step_tokens=self.step_tokens,
-            verifier=self.verifier,
-            aggregate=self.aggregate,
-        )
+        search = Search(self, prompt, example, tools)
         tree = _Tree()
         simulations = 0
         while simulations < self.simulations and not self._enough(tree):

@@ -80,18 +80,7 @@ class ParticleFiltering:
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        search = Search(
-            prompt,
-            example,
-            tools,
-            method="particle_filtering",
-            temperature=self.temperature,
-            top_p=self.top_p,
-            separator=self.separator,
-            step_tokens=self.step_tokens,
-            verifier=self.verifier,
-            aggregate=self.aggregate,
-        )
+        search = Search(self, prompt, example, tools)
         particles = [Path()] * self.n
         before = [0.0] * self.n  # the log-weights that are already in what the particles are
         scores: list[float | None] = []

@@ -154,19 +154,8 @@ class _Tree:
         if method.goal == "likelihood":
             raise ConfigError("tree_of_thoughts: goal=likelihood accepts nothing; use the spec of a verifier of answers")
         self.method, self.seed = method, seed
-        self.search = Search(
-            prompt,
-            example,
-            tools,
-            method="tree_of_thoughts",
-            temperature=method.temperature,
-            top_p=method.top_p,
-            separator=method.separator,
-            step_tokens=method.step_tokens,
-            verifier=method.verifier if method.evaluate == "verifier" else "",
-            goal=method.goal,
-            aggregate=method.aggregate,
-        )
+        scored = None if method.evaluate == "verifier" else ""
+        self.search = Search(method, prompt, example, tools, verifier=scored, goal=method.goal)
         where = "tree_of_thoughts"
         question = next((m.content for m in reversed(prompt.messages) if m.role == "user"), example.question)
         self.proposer = Proposer(
