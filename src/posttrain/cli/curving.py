@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
+from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Seed, Slots, Split, Task, Template
 
 __all__ = ["curve", "run_curve"]
 
 
 def curve(
-    task: Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")],
+    task: Task,
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Model, or NAME=model; may be repeated to compare.")
     ] = None,
@@ -28,22 +29,18 @@ def curve(
         typer.Option("--pool", help="Finished evaluation to read samples from: FOLDER or NAME=FOLDER."),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompter, for example few_shot_cot:k=8.")] = "zero_shot",
-    data: Annotated[str | None, typer.Option("--data", help="The task's data: a file, or train=FILE,test=FILE.")] = None,
-    split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows from this.")] = 0,
+    data: Data = None,
+    split: Split = "test",
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws, and orders of each question's samples.")] = 2000,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of pools, figures and curve.json.")] = Path("runs/curve"),
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    chat_template: Annotated[
-        Path | None, typer.Option("--chat-template", help="Jinja file for a model that has none.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
-    ] = False,
+    slots: Slots = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+    as_json: AsJson = False,
 ) -> None:
     """Trace accuracy against samples, tokens and FLOPs: every n and strategy from one pool, with intervals and crossings."""
     from ..pipeline.curve import CurveRequest

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
+from .options import AsJson, Device, Dtype, MaxTokens, Seed, Slots, Split, Template
 
 __all__ = ["icl_curve"]
 
@@ -23,18 +24,18 @@ def icl_curve(
     tuned: Annotated[list[str] | None, typer.Option(help="A fine-tuned model to compare with; may be repeated.")] = None,
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="How questions are answered.")] = "greedy",
     data: Annotated[str | None, typer.Option("--data", help="The task's rows, as for eval (one task).")] = None,
-    split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
+    split: Split = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples of each task.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows from this.")] = 0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the same command goes on in it.")] = Path(
         "runs/icl-curve"
     ),
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    chat_template: Annotated[Path | None, typer.Option("--chat-template", help="Jinja file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    slots: Slots = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw the in-context learning curve: accuracy against shots and against model size, beside a fine-tuned model."""
     from ..pipeline.icl_curve import IclCurve

@@ -13,6 +13,7 @@ import typer
 from ..core.errors import ConfigError, PosttrainError
 from .curving import curve
 from .icl_curving import icl_curve
+from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Seed, Slots, Split, Task, Template
 from .prompt_searching import prompt_search
 from .sensitivity_testing import sensitivity
 
@@ -28,22 +29,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
-app.command("prompt-search")(prompt_search)
-app.command("sensitivity")(sensitivity)
-app.command("icl-curve")(icl_curve)
-app.command()(curve)
-
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Alias, folder, adapter folder, hub id, .gguf file, or openai:NAME.")
-]
-Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Prompter, for example few_shot_cot:k=8.")]
-Data = Annotated[str | None, typer.Option("--data", help="Local copy of the task's data, or train=FILE,test=FILE.")]
-Seed = Annotated[int, typer.Option(help="Everything random follows from this.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
-Template = Annotated[Path | None, typer.Option("--chat-template", help="Jinja file for a model that has none.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 @app.command()
@@ -78,9 +63,9 @@ def evaluate(
     prompt: Prompt = "zero_shot",
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="For example self_consistency:n=16.")] = "greedy",
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
+    split: Split = "test",
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens per example, over all roles.")] = None,
     budget_flops: Annotated[float | None, typer.Option(min=1, help="Most FLOPs per example, over all roles.")] = None,
     run_budget_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens for the whole evaluation.")] = None,
@@ -91,7 +76,7 @@ def evaluate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Generate everything anew, keep nothing.")] = False,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the ledger [default: by content].")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
+    slots: Slots = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     chat_template: Template = None,
@@ -255,6 +240,13 @@ def doctor(as_json: AsJson = False) -> None:
         show(found)
     if not all(check["ok"] for check in found["checks"]):
         raise typer.Exit(1)
+
+
+# Studies of many evaluations, listed after what everybody needs.
+app.command()(curve)
+app.command("prompt-search")(prompt_search)
+app.command("sensitivity")(sensitivity)
+app.command("icl-curve")(icl_curve)
 
 
 def _scalar(text: str) -> Any:

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import AsJson, Data, Device, Dtype, MaxTokens, Seed, Slots, Task, Template
+
 __all__ = ["prompt_search"]
 
 
 def prompt_search(
     model: Annotated[str, typer.Option("--model", "-m", help="The model that answers (and proposes).")],
-    task: Annotated[str, typer.Option("--task", "-t", help="As for eval; it needs a train split.")],
+    task: Task,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the instruction is put before.")] = "zero_shot",
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="How questions are answered.")] = "greedy",
     proposer: Annotated[str | None, typer.Option(help="Another model that proposes.")] = None,
@@ -26,19 +28,19 @@ def prompt_search(
     select: Annotated[int, typer.Option(min=1, help="Training examples that the last round scores on.")] = 64,
     first: Annotated[int, typer.Option(min=1, help="Examples that the first round scores on, at least.")] = 16,
     keep: Annotated[float, typer.Option(help="Share of the candidates that survives a round.")] = 0.5,
-    data: Annotated[str | None, typer.Option("--data", help="The task's rows, as for eval.")] = None,
+    data: Data = None,
     split: Annotated[str, typer.Option(help="Which split to report on.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Report on at most this many examples.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows from this.")] = 0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the same command goes on in it.")] = Path(
         "runs/prompt-search"
     ),
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    chat_template: Annotated[Path | None, typer.Option("--chat-template", help="Jinja file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    slots: Slots = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+    as_json: AsJson = False,
 ) -> None:
     """Search for the instruction under which a model answers best, and measure it on examples the search never saw."""
     from ..core.specs import instantiate

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Seed, Slots, Split, Task, Template
+
 __all__ = ["sensitivity"]
 
 
 def sensitivity(
     model: Annotated[str, typer.Option("--model", "-m", help="As for eval.")],
-    task: Annotated[str, typer.Option("--task", "-t", help="As for eval.")],
+    task: Task,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt whose variants are tried.")] = "few_shot:k=4",
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="How questions are answered.")] = "greedy",
     orders: Annotated[int, typer.Option(min=0, help="Orders of the same shots; 0: do not vary.")] = 8,
@@ -23,19 +25,19 @@ def sensitivity(
     ] = None,
     wordings: Annotated[bool, typer.Option(help="Vary the wording.")] = True,
     formats: Annotated[bool, typer.Option(help="Vary the format.")] = True,
-    data: Annotated[str | None, typer.Option("--data", help="The task's rows, as for eval.")] = None,
-    split: Annotated[str, typer.Option(help="Which split to answer.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows from this.")] = 0,
+    data: Data = None,
+    split: Split = "test",
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the same command goes on in it.")] = Path(
         "runs/sensitivity"
     ),
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences generated at once.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    chat_template: Annotated[Path | None, typer.Option("--chat-template", help="Jinja file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    slots: Slots = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    chat_template: Template = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a prompt over orders, wordings and formats: spread and worst case, with intervals."""
     from ..core.specs import instantiate

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -30,9 +30,26 @@ from .pools import Sampling
 __all__ = ["RULES", "AdaptiveConsistency", "ComputeOptimal", "Rule", "SelfConsistency", "build_rule", "grid_of"]
 
 
+class Rule(Protocol):
+    """A strategy as a curve knows it: the pool it reads, the scores it wants, and its expectation at each size."""
+
+    @property
+    def oracle(self) -> bool: ...
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def scored_by(self) -> str | None:
+        """`likelihood`, the spec of a verifier, or None: no scores wanted."""
+        ...
+
+    def curve(
+        self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
+    ) -> list[Estimate]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What all rules have: how their samples are drawn, which scores they want, and the curve."""
+class _Drawn:
+    """The settings of all rules that read samples drawn at a temperature."""
 
     oracle: ClassVar[bool] = False
 
@@ -46,14 +63,8 @@ class Rule:
 
     @property
     def scored_by(self) -> str | None:
-        """`likelihood`, the spec of a verifier, or None: no scores wanted."""
+        """No scores wanted."""
         return None
-
-    def curve(
-        self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
-    ) -> list[Estimate]:
-        """Return the expectation at each size."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +81,7 @@ class Greedy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(Rule):
+class Sample(_Drawn):
     """One sample in expectation: a point."""
 
     def curve(self, items: Sequence[Item], *_: Any, **__: Any) -> list[Estimate]:
@@ -79,7 +90,7 @@ class Sample(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassAtK(Rule):
+class PassAtK(_Drawn):
     """At least one of k samples is right: an oracle, no method."""
 
     oracle: ClassVar[bool] = True
@@ -90,7 +101,7 @@ class PassAtK(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelfConsistency(Rule):
+class SelfConsistency(_Drawn):
     """The majority of k samples."""
 
     def curve(self, items: Sequence[Item], sizes: Sequence[int], *_: Any, **__: Any) -> list[Estimate]:
@@ -99,7 +110,7 @@ class SelfConsistency(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfN(Rule):
+class BestOfN(_Drawn):
     """The best of k samples by likelihood or a verifier; weighted: the vote with its scores as weights."""
 
     verifier: str = "likelihood"
@@ -127,7 +138,7 @@ class BestOfN(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveConsistency(Rule):
+class AdaptiveConsistency(_Drawn):
     """Voting that stops once the leading answer is safe; k is the most it may draw."""
 
     threshold: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -141,7 +152,7 @@ class AdaptiveConsistency(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeOptimal(Rule):
+class ComputeOptimal(_Drawn):
     """Samples by difficulty, on held-out questions; k names the budget: the mean tokens of uniform voting with k samples.
 
     `pilot` samples tell the difficulty and are used; with a verifier, tables may also choose best-of-n and the weighted
