@@ -30,12 +30,12 @@ VARIANTS = [
 PROMPTS = [REQUIRED.get(name, name) for name in available(PROMPTING)] + VARIANTS
 STRATEGIES = available(TEST_TIME)
 TABLE = Table(
-    pilot=3,
+    pilot=4,
     difficulty="entropy",
     verifier=None,
     rows=(
-        Row(upto=0.1, rule="majority", n=3, share=0.5, accuracy=0.9, tokens=30.0),
-        Row(upto=None, rule="majority", n=6, share=0.5, accuracy=0.6, tokens=60.0),
+        Row(upto=0.1, rule="majority", n=4, share=0.5, accuracy=0.9, tokens=30.0),
+        Row(upto=None, rule="majority", n=8, share=0.5, accuracy=0.6, tokens=60.0),
     ),
     accuracy=0.75,
     tokens=45.0,

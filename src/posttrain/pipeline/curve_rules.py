@@ -195,7 +195,7 @@ class ComputeOptimal(_Drawn):
         return allocated_curve(items, found, paid, splits=self.splits, seed=seed), tables
 
 
-RULES: dict[str, type[Any]] = {
+RULES: dict[str, type[Rule]] = {
     "greedy": Greedy,
     "sample": Sample,
     "pass_at_k": PassAtK,
@@ -212,7 +212,7 @@ def grid_of(sizes: Sequence[int], pilot: int) -> list[int]:
     return sorted({*ends, *((low + high) // 2 for low, high in itertools.pairwise(ends))})
 
 
-def build_rule(spec: str) -> Any:
+def build_rule(spec: str) -> Rule:
     """Return the rule that a strategy's spec names."""
     parsed = parse(spec)
     if parsed.name not in RULES:
@@ -220,4 +220,5 @@ def build_rule(spec: str) -> Any:
     for key in parsed.params:
         if re.fullmatch(r"n|k|max_n|n_max|max_samples", key):
             raise ConfigError(f"strategy '{spec}': leave '{key}' out, a curve takes it from --n")
-    return instantiate(RULES[parsed.name], parsed.params, where=f"strategy '{parsed.name}'")
+    rule: Rule = instantiate(RULES[parsed.name], parsed.params, where=f"strategy '{parsed.name}'")
+    return rule

@@ -1,0 +1,143 @@
+"""What the engine and the training step gain on a processor, each measure apart: with it and without, in turn.
+
+    python benchmarks/processor_costs.py
+
+Linear layers: all those of the model once, with weights packed at every call (PyTorch's own way) or packed once. Helpers:
+a decode step in a thread of its own while another thread's OpenMP helpers are idle, or after they have been released.
+Memory: forward and backward of one optimiser step's rows, with freed memory going back to the system or kept. Sinks: the
+same with the gradients of embedding and head made by autograd, or added where they are summed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from generate_vs_transformers import facts, spread
+from posttrain.engines.local.packing import PackedLinears
+from posttrain.engines.local.runner import Runner
+from posttrain.engines.local.runs import Run
+from posttrain.engines.local.threads import release_helpers
+from posttrain.finetuning.sft import encode_row
+from posttrain.models.forward import Forward
+from posttrain.models.load import load
+from posttrain.training.memory import keeping_memory
+from posttrain.training.optimiser import Optimisation, Optimiser
+
+Sides = dict[str, Callable[[], Any]]
+
+
+def compared(sides: Sides, rounds: int) -> dict[str, Any]:
+    """Milliseconds of two sides, measured in turn after a warm-up, and how many times as fast the second is."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, call in sides.items():
+            began = time.perf_counter()
+            call()
+            if number:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    slow, fast = times.values()
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"milliseconds": medians, "times_as_fast": spread([a / b for a, b in zip(slow, fast, strict=True)])}
+
+
+def linears(model: Any, rounds: int) -> dict[str, Any]:
+    layers = [m for m in model.modules() if type(m) is nn.Linear]
+    packed, found = PackedLinears(model), {}
+    for rows in (1, 16, 64, 1024):
+        inputs = {n: torch.randn(rows, n, dtype=torch.bfloat16) for n in {layer.in_features for layer in layers}}
+
+        def all_layers(inputs: dict[int, torch.Tensor] = inputs) -> None:
+            for layer in layers:
+                layer(inputs[layer.in_features])
+
+        def with_packed(call: Callable[[], None] = all_layers) -> None:
+            with packed.lent():
+                call()
+
+        with torch.inference_mode():
+            found[f"{rows} rows"] = compared({"packed at every call": all_layers, "packed once": with_packed}, rounds)
+    return found
+
+
+def helpers(model: Any, rounds: int, rows: int = 16) -> dict[str, Any]:
+    runner = Runner(model)
+    runner.cache.reserve(rows, 256)
+    runner.verify()
+
+    def ten_steps() -> None:
+        for _ in range(10):
+            runner.decode(0, [5] * rows, [200] * rows, [Run(0, rows, 0, 224)])
+
+    def in_a_thread(*, release: bool) -> None:
+        torch.randn(1 << 20).sum()  # this thread has helpers now
+        if release:
+            release_helpers()
+        thread = threading.Thread(target=ten_steps)
+        thread.start()
+        thread.join()
+
+    return compared({"idle": lambda: in_a_thread(release=False), "released": lambda: in_a_thread(release=True)}, rounds)
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+def training(model: Any, tokenizer: Any, rows: list[dict[str, str]], rounds: int) -> dict[str, Any]:
+    forward = Forward(model)
+    optimiser = Optimiser(forward, Optimisation(lr=1e-5))
+    encoded = [encode_row(tokenizer, row, train="all", where="row") for row in rows]
+
+    def step(*, sinks: bool) -> None:
+        forward.collect_into(optimiser.sink if sinks else lambda weight: None)
+        for at in range(0, len(encoded), 2):
+            batch = forward.batch([[one] for one in encoded[at : at + 2]])
+            loss, _ = forward(batch, torch.full(batch.targets_N.shape, 1e-3))
+            loss.backward()
+        optimiser.discard()
+
+    found = {}
+    for name, memory in (("memory given back", nothing), ("memory kept", keeping_memory)):
+        with memory():
+            sides: Sides = {"made by autograd": lambda: step(sinks=False), "added where summed": lambda: step(sinks=True)}
+            found[name] = compared(sides, rounds)
+    optimiser.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    loaded = load(args.model, dtype="bfloat16", device="cpu")
+    words = "Each of the apples costs two coins and there are seven of them in a box. "
+    rows = [{"prompt": words * (3 + i % 3), "completion": words * (5 + i % 4)} for i in range(8)]
+    found = {
+        "linear layers": linears(loaded.model, args.rounds),
+        "a decode step of 16 rows beside another thread's helpers": helpers(loaded.model, args.rounds),
+        "forward and backward of 8 rows, gradients of embedding and head": training(
+            loaded.model, loaded.tokenizer, rows, args.rounds
+        ),
+    }
+    report = {**facts(args), "command": f"python benchmarks/processor_costs.py --rounds {args.rounds}", "results": found}
+    path = Path(__file__).parent / "results" / "processor_costs.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+    print(f"written: benchmarks/results/{path.name}")
+
+
+if __name__ == "__main__":
+    main()
