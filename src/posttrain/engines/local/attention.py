@@ -13,13 +13,10 @@ take only dense matrices and would copy a part of a slot element by element; `_p
 from __future__ import annotations
 
 import math
-import threading
+import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -28,50 +25,12 @@ from transformers.cache_utils import Cache
 
 from ...core.errors import ModelError
 from .runs import Run
+from .step import IMPLEMENTATION, Step, current
 
-__all__ = ["IMPLEMENTATION", "SlotCache", "Step", "running"]
+__all__ = ["IMPLEMENTATION", "SlotCache"]
 
-IMPLEMENTATION = "posttrain_slots"
 _GROUPED = range(128, 1025)  # new tokens of a sequence for which grouped products beat PyTorch's flash kernel on CPU
 _QUERIES = 256  # query tokens of a prefill that attend at a time: bounds the matrix of scores
-
-
-@dataclass(slots=True)
-class Step:
-    """What one forward pass does: `lengths[i]` new tokens of slot `slots[i]`, after `starts[i]` that are there already."""
-
-    slots: Sequence[int]
-    starts: Sequence[int]
-    lengths: Sequence[int]
-    positions: Tensor  # [1, T] packed, or [R, 1] in a decode
-    decode: bool = False  # one new token in every slot of a contiguous range
-    runs: Sequence[Run] = ()  # of a decode: which rows read what; those between two runs are nobody's
-    fresh: bool = field(init=False)  # nothing is in the slots yet: attention is among the new tokens only
-    reach: int = field(init=False)  # positions read
-
-    def __post_init__(self) -> None:
-        self.fresh = not self.decode and not any(self.starts)
-        self.reach = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
-
-
-_thread = threading.local()
-
-
-@contextmanager
-def running(step: Step) -> Iterator[None]:
-    """Make `step` the one that attention calls of this thread belong to."""
-    _thread.step = step
-    try:
-        yield
-    finally:
-        _thread.step = None
-
-
-def _current() -> Step:
-    step: Step | None = getattr(_thread, "step", None)
-    if step is None:
-        raise ModelError(f"attention '{IMPLEMENTATION}' works only inside the local engine; set another attn_implementation")
-    return step
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -105,10 +64,10 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of one slot to others."""
-        index = torch.tensor(targets, device=self.keys_SGCD[0].device)
-        for keys, values in zip(self.keys_SGCD, self.values_SGCD, strict=True):
-            keys[index, :, :length] = keys[source, :, :length]
-            values[index, :, :length] = values[source, :, :length]
+        for kept in (*self.keys_SGCD, *self.values_SGCD):
+            part = kept[source, :, :length]
+            for target in targets:  # one by one: in blocks, where an index of targets would go element by element
+                kept[target, :, :length] = part
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -118,7 +77,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         For a fresh prefill these are the new ones; for a decode its range of slots, [R, G, L, D]; otherwise all slots,
         [S, G, C, D].
         """
-        step = _current()
+        step = current()
         if layer_idx == len(self.keys_SGCD):  # zeros, not garbage: masked positions still meet a multiplication by 0
             _, G, _, D = key_states.shape
             self.keys_SGCD.append(_zeros(key_states, self.rows, G, self.capacity, D))
@@ -126,9 +85,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         keys, values = self.keys_SGCD[layer_idx], self.values_SGCD[layer_idx]
         if step.decode:
             low, high = step.slots[0], step.slots[-1] + 1
-            index, positions = torch.arange(low, high, device=keys.device), step.positions[:, 0]
-            keys[index, :, positions] = key_states[:, :, 0]
-            values[index, :, positions] = value_states[:, :, 0]
+            keys[step.rows, :, step.positions[:, 0]] = key_states[:, :, 0]
+            values[step.rows, :, step.positions[:, 0]] = value_states[:, :, 0]
             return keys[low:high, :, : step.reach], values[low:high, :, : step.reach]
         at = 0
         for slot, start, length in zip(step.slots, step.starts, step.lengths, strict=True):
@@ -143,14 +101,19 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the number of positions this step reads, and the offset of the first."""
-        return _current().reach, 0
+        return current().reach, 0
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:
-    """Return zeros of the type and on the device of `like`; on CPU the system gives pages only when they are written."""
-    if like.device.type != "cpu":
+    """Return zeros of the type and on the device of `like`.
+
+    On CPU the system clears pages only when they are written. Mapped here and not by numpy.zeros, which asks for huge
+    pages: the few positions that a slot uses would then have nearly all of its room cleared.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or not size:
         return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)).view(like.dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(like.dtype).view(shape)
 
 
 def _slot_mask(
@@ -165,7 +128,7 @@ def _slot_mask(
     **_: Any,
 ) -> Tensor | None:
     """Evaluate the model's own mask rule (causal, sliding, chunked) at each row's positions: additive, [1 or R, 1, T, L]."""
-    step = _current()
+    step = current()
     if use_vmap:
         raise ModelError("this model's attention mask is not a function of positions alone; the local engine cannot run it")
     if step.fresh and allow_is_causal_skip and (local_size is None or step.reach <= local_size):
@@ -180,12 +143,12 @@ def _slot_mask(
 
 
 def _attend(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """Return softmax(softcap · tanh(scores / softcap) + mask), computed in float32."""
+    """Return softmax(softcap · tanh(scores / softcap) + mask), in the type of the scores (computed in float32)."""
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores + mask
-    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    return torch.softmax(scores, dim=-1)
 
 
 def _part(kept: Tensor) -> Tensor:
@@ -206,7 +169,7 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     if P:
         stem = torch.matmul(query.transpose(0, 1).reshape(G, r * group, D), _part(key[low, :, :P]).transpose(1, 2))
         scores = torch.cat([stem.view(G, r, group, P).transpose(0, 1), scores], dim=-1)
-    weights = _attend(scores, None if mask is None else mask[low:high, :, :, :reach], softcap).to(value.dtype)
+    weights = _attend(scores, None if mask is None else mask[low:high, :, :, :reach], softcap)
     out = torch.matmul(weights[..., P:], _part(value[low:high, :, P:reach]))
     if P:
         stem = torch.matmul(weights[..., :P].transpose(0, 1).reshape(G, r * group, P), _part(value[low, :, :P]))
@@ -226,7 +189,7 @@ def _attend_piece(
         until = min(at + _QUERIES, T)
         reach = start + until
         scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), _part(key[:, :reach]).transpose(1, 2))
-        weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap).to(value.dtype)
+        weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap)
         out = torch.matmul(weights.view(G, -1, reach), _part(value[:, :reach]))
         yield at, until, out.view(G, group, until - at, -1)
 
@@ -277,7 +240,7 @@ def _slot_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query`, [1, H, T, D] or [R, H, 1, D], over what `SlotCache.update` returned; heads follow tokens."""
-    step = _current()
+    step = current()
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ModelError(f"this model's attention uses '{name}', which the local engine does not know")

@@ -1,8 +1,8 @@
 """Linear layers with weights packed once for the processor, instead of at every call.
 
 PyTorch hands a bfloat16 product on CPU to oneDNN, which first rewrites the weights into the order its kernels read.
-On two cores that costs as much as the product itself for a few rows, and a sixth of it for a thousand. Here the
-rewritten weights are kept beside the model's own; the products are the same ones.
+Here the rewritten weights are kept beside the model's own; the products are the same ones. What that gains with few rows
+and with many: `benchmarks/processor_costs.py`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ModelError
-from .attention import IMPLEMENTATION, SlotCache, Step, running
+from .attention import SlotCache
 from .packing import PackedLinears
 from .runs import Run
+from .step import IMPLEMENTATION, Step, running
 
 __all__ = ["Runner"]
 

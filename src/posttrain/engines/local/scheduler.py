@@ -167,6 +167,8 @@ class Scheduler:
             batch = [self._waiting.popleft() for _ in range(room)]
         if not batch:
             return
+        # Neighbours of like length: a run of rows reads as far as its longest. (Stable: equal prompts stay together.)
+        batch.sort(key=lambda t: len(t.request.ids))
         for trace in batch:  # registered first: an error below must reach them
             slot = self._table.oldest(free)
             free.remove(slot)
@@ -241,16 +243,18 @@ class Scheduler:
         return self._runs
 
     def _compact(self) -> None:
-        """Move samples from the ends of the range into holes when the holes cost more than the copies."""
-        low, high = min(self._running), max(self._running) + 1
-        if len(self._running) * 4 > (high - low) * 3 or self._waiting:
+        """Move samples from the ends of the range into holes: a hole costs as much in every step as a sample."""
+        if self._waiting:  # they will fill them
             return
-        holes = [s for s in range(low, high) if s not in self._running]
-        while holes and holes[0] < (last := max(self._running)):
-            hole, trace = holes.pop(0), self._running.pop(last)
-            length = int(self._table.length[last])
-            self._runner.cache.copy(last, [hole], length)
-            self._table.put(hole, self._table.tokens[last, : length + 1], length)
+        low, high = min(self._running), max(self._running)
+        for hole in [s for s in range(low, high) if s not in self._running]:
+            low, high = min(self._running), max(self._running)
+            if not low < hole < high:
+                continue
+            end = low if hole - low < high - hole else high  # the nearer one: neighbours are of like length
+            trace, length = self._running.pop(end), int(self._table.length[end])
+            self._runner.cache.copy(end, [hole], length)
+            self._table.put(hole, self._table.tokens[end, : length + 1], length)
             trace.slot = hole
             self._running[hole] = trace
 

@@ -2,8 +2,8 @@
 
 PyTorch's OpenMP library (libgomp) keeps a team of helpers for every thread that has computed something. When there are
 more of them in the process than processors, even idle ones, all teams sleep instead of spinning between two operations,
-and waking up costs more than most operations of a decode step: with two processors, a model that has been loaded or
-trained in the main thread made the engine, which computes in a thread of its own, 1.5 times slower.
+and waking up costs more than most operations of a decode step. A model that has been loaded or trained in the main thread
+thus slows the engine, which computes in a thread of its own (`benchmarks/processor_costs.py` measures by how much).
 """
 
 from __future__ import annotations
