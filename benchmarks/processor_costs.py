@@ -4,19 +4,18 @@
 
 Linear layers: all those of the model once, with weights packed at every call (PyTorch's own way) or packed once. Helpers:
 a decode step in a thread of its own while another thread's OpenMP helpers are idle, or after they have been released.
-Memory: forward and backward of one optimiser step's rows, with freed memory going back to the system or kept. Sinks: the
-same with the gradients of embedding and head made by autograd, or added where they are summed.
+Sinks: forward and backward of one optimiser step's rows, with the gradients of embedding and head made by autograd, or
+added where they are summed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from posttrain.engines.local.threads import release_helpers
 from posttrain.finetuning.sft import encode_row
 from posttrain.models.forward import Forward
 from posttrain.models.load import load
-from posttrain.training.memory import keeping_memory
 from posttrain.training.optimiser import Optimisation, Optimiser
 
 Sides = dict[str, Callable[[], Any]]
@@ -90,11 +88,6 @@ def helpers(model: Any, rounds: int, rows: int = 16) -> dict[str, Any]:
     return compared({"idle": lambda: in_a_thread(release=False), "released": lambda: in_a_thread(release=True)}, rounds)
 
 
-@contextlib.contextmanager
-def nothing() -> Iterator[None]:
-    yield
-
-
 def training(model: Any, tokenizer: Any, rows: list[dict[str, str]], rounds: int) -> dict[str, Any]:
     forward = Forward(model)
     optimiser = Optimiser(forward, Optimisation(lr=1e-5))
@@ -108,11 +101,7 @@ def training(model: Any, tokenizer: Any, rows: list[dict[str, str]], rounds: int
             loss.backward()
         optimiser.discard()
 
-    found = {}
-    for name, memory in (("memory given back", nothing), ("memory kept", keeping_memory)):
-        with memory():
-            sides: Sides = {"made by autograd": lambda: step(sinks=False), "added where summed": lambda: step(sinks=True)}
-            found[name] = compared(sides, rounds)
+    found = compared({"made by autograd": lambda: step(sinks=False), "added where summed": lambda: step(sinks=True)}, rounds)
     optimiser.close()
     return found
 

@@ -6,7 +6,6 @@ from torch import nn
 
 from posttrain.losses.logprobs import Head, token_logprobs, weighted_logprob_sum
 from posttrain.models.embedding import collected_embedding
-from posttrain.training.memory import keeping_memory
 
 N, D, V = 37, 12, 50
 
@@ -76,11 +75,3 @@ def test_embeddings_that_do_more_and_frozen_weights_are_left_alone():
             assert "forward" not in module.__dict__
     with collected_embedding(nn.Embedding(5, 2), lambda weight: None) as nothing:
         assert nothing is None
-
-
-def test_memory_that_is_kept_is_usable_and_given_back():
-    with keeping_memory():
-        total = sum(float(torch.full((1 << 22,), 1.0).sum()) for _ in range(3))
-    assert total == 3 * (1 << 22)
-    with pytest.raises(ZeroDivisionError), keeping_memory():
-        1 / 0  # noqa: B018

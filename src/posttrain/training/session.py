@@ -13,7 +13,6 @@ from ..models.forward import Forward
 from ..stats.flops import forward_flops, train_flops
 from .artifact import data_hash, export, finished, run_key
 from .loop import fit
-from .memory import keeping_memory
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser, Schedule
 from .step import Learner, Objective, Work
@@ -111,11 +110,10 @@ class Session:
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
         )  # fmt: skip
         try:
-            with keeping_memory():
-                fit(
-                    learner, items, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
-                    save_every=method.save_every, description=name,
-                )  # fmt: skip
+            fit(
+                learner, items, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
+                save_every=method.save_every, description=name,
+            )  # fmt: skip
         finally:
             optimiser.close()
         return export(
