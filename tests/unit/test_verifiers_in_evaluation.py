@@ -14,6 +14,9 @@ from posttrain.engines.purse import Allowance
 from posttrain.engines.scripted import ScriptedEngine
 from posttrain.ledger.store import load_ledger
 from posttrain.pipeline.evaluate import Evaluation, evaluate
+from posttrain.pipeline.points import Bench, Models
+from posttrain.pipeline.recipe import Recipe
+from posttrain.pipeline.stages import Workshop
 from posttrain.tasks import load_task
 
 TASK = load_task("reasoning_gym/chain_sum:max_terms=2,max_digits=1,test=6")
@@ -92,3 +95,29 @@ def test_an_oracle_says_so_and_counts_timeouts(tmp_path: Path) -> None:
     found = rows(tmp_path / "e", "best_of_n:n=2,verifier=math", ScriptedEngine(lambda *_: "Answer: 5"))
     assert all(row.trace["oracle"] is True for row in found)
     assert all(row.trace["verifiers"]["math"] == {"texts": 2, "unparsed": 0, "timeouts": 0} for row in found)
+
+
+def test_other_weights_of_a_verifier_are_another_stage(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "ranked",
+            "model": "scripted",
+            "task": "reasoning_gym/chain_sum:max_terms=2,max_digits=1",
+            "stages": [
+                {"name": "ranked", "eval": {"strategy": f"best_of_n:n=3,verifier=(reward_model:model={tmp_path / 'rm'})"}}
+            ],
+        }
+    )
+
+    def keys(seed: int) -> list[str]:
+        config = tiny_models.llama(max_position_embeddings=1024)
+        config.num_labels = 1
+        torch.manual_seed(seed)
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
+        tiny_models.tokenizer().save_pretrained(tmp_path / "rm")
+        bench = Bench(tmp_path, TASK, Models(), strategy=recipe.stages[0].eval.strategy)  # type: ignore[union-attr]
+        return [Workshop(recipe, tmp_path).key(recipe.stages[0]), bench.key("scripted", "zero_shot", [])]
+
+    first = keys(seed=0)
+    assert keys(seed=0) == first
+    assert all(a != b for a, b in zip(keys(seed=1), first, strict=True))

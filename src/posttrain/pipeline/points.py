@@ -24,6 +24,7 @@ from ..stats.summary import Summary, summarise
 from .evaluate import Evaluation, evaluate, shots_dropped
 from .methods import build_prompter, build_strategy
 from .opening import Opened, open_engine, static_fingerprint
+from .verifying import scorers
 
 __all__ = ["Bench", "Measured", "Models"]
 
@@ -107,7 +108,9 @@ class Bench:
 
     def key(self, model: str, prompt: str, examples: Sequence[Example], **more: Any) -> str:
         """Hash everything that decides a point's result."""
+        models = scorers(build_strategy(self.strategy))
         facts: Mapping[str, Any] = {
+            **({"scorers": models} if models else {}),
             "model": self.models.fingerprint(model),
             "numbers": [self.models.device, self.models.dtype],
             "task": self.task.version,

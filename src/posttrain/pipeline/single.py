@@ -20,6 +20,7 @@ from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
 from .stages import cost_to
+from .verifying import scorers
 
 __all__ = ["default_cache", "evaluate_once", "train_once"]
 
@@ -75,6 +76,8 @@ def evaluate_once(
             "seed": seed,
             "max_tokens": max_tokens,
         }
+        if models := scorers(build_strategy(strategy)):
+            facts["scorers"] = models
         if allowance is not None:
             facts["budget"] = asdict(allowance)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+from .verifying import scorers
 
 if TYPE_CHECKING:
     from ..engines.generations import Generations
@@ -92,6 +93,8 @@ class Workshop:
         facts["model"] = self.base_fingerprint
         facts["numbers"] = [self.recipe.device, self.recipe.dtype]
         facts["versions"] = self.versions(stage)
+        if (asked := stage.eval or stage.search) is not None and (models := scorers(build_strategy(asked.strategy))):
+            facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

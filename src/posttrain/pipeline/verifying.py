@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ..core.protocols import Engine, Strategy, Task, Verifier
+from ..core.specs import parse
 from ..core.types import Answer, Example
 from ..verifiers.build import build_verifier, local_engine
-from .opening import open_engine
+from .opening import open_engine, static_fingerprint
 
-__all__ = ["open_once", "told", "verifiers_for"]
+__all__ = ["open_once", "scorers", "told", "verifiers_for"]
 
 
 def verifiers_for(
@@ -23,6 +24,13 @@ def verifiers_for(
     return {
         spec: build_verifier(spec, task=task, engine=engine, golds=golds, meter=meter, opener=open_once) for spec in wanted
     }
+
+
+def scorers(strategy: Strategy) -> dict[str, str]:
+    """Return what decides the scores of the verifiers that bring a model of their own: its fingerprint, by spec."""
+    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
+    models = {spec: parse(spec).params.get("model") for spec in wanted}
+    return {spec: static_fingerprint(str(model)) for spec, model in models.items() if model is not None}
 
 
 def told(answer: Answer, verifiers: Mapping[str, Verifier]) -> Answer:
