@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain.report.curve_words import saving_sentence
+
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = {
     "ladder": "Accuracy of every rung with its 95% interval",
@@ -33,7 +35,19 @@ MEASURED = {  # method -> (run, rungs)
     "dpo": ("quickstart", ["dpo-greedy"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
+    "instructed": ("searches", ["instructed"]),
+    "confidence_sampling": ("searches", ["confidence"]),
+    "verified_search": ("searches", ["verified"]),
+    "self_refine": ("searches", ["refine"]),
+    "budget_forcing": ("searches", ["forcing"]),
+    "beam_search": ("searches", ["beam"]),
+    "diverse_tree_search": ("searches", ["dvts"]),
+    "particle_filtering": ("searches", ["particles"]),
+    "tree_of_thoughts": ("searches", ["tot"]),
+    "mcts": ("searches", ["mcts"]),
 }
+PAGES = {"searches": "[Beside all other searches](../results/searches.md), on counting letters. "}  # run -> what comes first
+REPLAYED = {"adaptive_consistency": "adaptive", "compute_optimal": "compute_optimal"}  # method -> finding of the replays
 
 
 def percent(value: float) -> str:
@@ -103,6 +117,26 @@ def speed() -> str:
     return "\n".join(lines) + "\n\nThe files in `benchmarks/results/` name the settings, versions and commit."
 
 
+def replayed(finding: str) -> str | None:
+    """What the replays on pools found, task by task; None where they have not been run."""
+    path = ROOT / "docs" / "results" / "test_time" / "replays.json"
+    if not path.is_file():
+        return None
+    tasks = json.loads(path.read_text())["tasks"]
+    said = [f"**{one['name']}** (n = {one['questions']}): {saving_sentence(one[finding], several=False)}" for one in tasks]
+    return " ".join(["[Replayed on pools of samples](../results/test_time/index.md).", *said])
+
+
+def fill(method: str, said: str) -> None:
+    """Put a measured result behind a method's marker, in place of an earlier one or of "Not measured yet"."""
+    path = ROOT / "docs" / "methods" / f"{method}.md"
+    marker = f"<!-- measured:{method} -->"
+    text, found = re.subn(rf"{marker}.*(\n+Not measured yet.*)?", lambda _: f"{marker} {said}", path.read_text())
+    if not found:
+        raise SystemExit(f"{path}: no marker {marker}")
+    path.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the quickstart's")
@@ -131,15 +165,10 @@ def main() -> None:
     readme.write_text(text)
     for method, (run, rungs) in MEASURED.items():
         if run in reports:
-            path = ROOT / "docs" / "methods" / f"{method}.md"
-            said = " ".join(told(reports[run], rung) for rung in rungs)
-            path.write_text(
-                re.sub(
-                    rf"<!-- measured:{method} -->.*",
-                    lambda _, s=said, m=method: f"<!-- measured:{m} --> {s}",
-                    path.read_text(),
-                )
-            )
+            fill(method, PAGES.get(run, "") + " ".join(told(reports[run], rung) for rung in rungs))
+    for method, finding in REPLAYED.items():
+        if said := replayed(finding):
+            fill(method, said)
     print("published:", ", ".join(reports))
 
 
