@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["PackedLinears"]
 
+Forward = Callable[[Tensor], Tensor]
 _SHARE = 4  # packed weights may take up to 1/4 of the memory that is free when they are made
 
 
@@ -32,7 +33,7 @@ class PackedLinears:
         wanted = sum(layer.weight.nbytes for layer in self._layers)
         if not _available() or wanted > _free_bytes() // _SHARE:
             self._layers = []
-        self._packed: dict[int, tuple[Tensor, int, Tensor]] = {}  # by place of the layer: weight, its version, packed
+        self._packed: dict[int, tuple[Tensor, int, Forward]] = {}  # by place of the layer: weight, its version, product
 
     def forget(self) -> None:
         """Drop what is packed: the weights have been replaced."""
@@ -52,25 +53,25 @@ class PackedLinears:
             for layer in lent:
                 del layer.__dict__["forward"]
 
-    def _forward(self, place: int, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-        weight, bias = layer.weight, layer.bias
+    def _forward(self, place: int, layer: nn.Linear) -> Forward:
+        weight = layer.weight
         version = 0 if weight.is_inference() else weight._version
         held = self._packed.get(place)
         if held is None or held[0] is not weight or held[1] != version:
-            operators: Any = torch.ops.mkldnn
-            held = self._packed[place] = (weight, version, operators._reorder_linear_weight(weight.detach(), 64))
-        packed = held[2]
-
-        def forward(x: Tensor) -> Tensor:
-            product: Tensor = _product(x, packed, bias, "none", [], "")
-            return product
-
-        return forward
+            held = self._packed[place] = (weight, version, _product(weight, layer.bias))
+        return held[2]
 
 
-def _product(*args: Any) -> Any:
+def _product(weight: Tensor, bias: Tensor | None) -> Forward:
+    """Return x ↦ x Wᵀ + b with the weights packed now."""
     operators: Any = torch.ops.mkldnn
-    return operators._linear_pointwise(*args)
+    packed = operators._reorder_linear_weight(weight.detach(), 64)
+
+    def forward(x: Tensor) -> Tensor:
+        product: Tensor = operators._linear_pointwise(x, packed, bias, "none", [], "")
+        return product
+
+    return forward
 
 
 def _packable(weight: Tensor) -> bool:
