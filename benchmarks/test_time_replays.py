@@ -24,7 +24,7 @@ from posttrain.core.progress import progress
 from posttrain.core.specs import Spec, format_spec
 from posttrain.pipeline.curve import CurveRequest
 from posttrain.pipeline.manifest import code_version, hardware, packages
-from posttrain.pipeline.pools import Sampling, Source, pool_folder, read_pool, voted_scores
+from posttrain.pipeline.pools import Sampling, Source, make_pool, pool_folder, read_pool, voted_scores
 from posttrain.pipeline.recipe import Recipe
 from posttrain.pipeline.run import run_recipe
 from posttrain.report.curve_words import saving_sentence
@@ -59,6 +59,7 @@ class Config(Strict):
     seed: int = 0
     questions: AtLeastOne
     samples: AtLeastOne
+    better_samples: AtLeastOne | None = None  # of the better model, which a curve is only compared with
     sizes_n: list[AtLeastOne]
     vote: AtLeastOne
     temperature: float = Field(gt=0)
@@ -75,6 +76,8 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        if self.better_samples is not None and self.better_samples > self.samples:
+            raise ValueError("better_samples must be at most samples")
         if max(self.sizes_n) != self.samples or self.vote not in self.sizes_n or self.pilot > self.vote:
             raise ValueError("the largest of sizes_n must be samples, vote one of them, and pilot at most vote")
         if self.models.keys() - {"policy", "better"}:
@@ -95,7 +98,7 @@ def load(path: Path, size: str) -> Config:
 
 def header(config: Config, size: str) -> dict[str, Any]:
     """What is fixed before anything runs."""
-    replies = config.questions * (config.samples + 1) * 2
+    replies = config.questions * (config.samples + (config.better_samples or config.samples) + 2)
     return {
         "title": config.title,
         "size": size,
@@ -186,9 +189,11 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
     found = run_curve(
         CurveRequest(models=[f"policy={policy}"], strategies=methods, out=out / task.name / "methods", **common)
     )
+    few = [] if config.better_samples is None else better_pools(config, task, runs, better, source)
     crossing = run_curve(
         CurveRequest(
-            models=[f"policy={policy}", f"better={better}"],
+            models=[f"policy={policy}", *([] if few else [f"better={better}"])],
+            pools=[f"better={folder}" for folder in few],
             strategies=["greedy", voting, adaptive],
             out=out / task.name / "better_model",
             **common,
@@ -228,6 +233,15 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
         "methods": found,
         "better_model": crossing,
     }
+
+
+def better_pools(config: Config, task: TaskConfig, runs: Path, better: str, source: Source) -> list[Path]:
+    """Make the better model's smaller pool and its greedy replies; return their folders."""
+    folders = []
+    for strategy in (Sampling(temperature=config.temperature).strategy(config.better_samples or config.samples), "greedy"):
+        folders.append(pool_folder(runs / task.name, "better", better, source, strategy))
+        make_pool(folders[-1], better, source, strategy)
+    return folders
 
 
 def named(name: str, **settings: Any) -> str:

@@ -82,7 +82,7 @@ def trace_curves(request: CurveRequest) -> dict[str, Any]:
         "intervals": f"95%, percentile bootstrap over questions, {request.draws} draws, the same for all curves",
         "models": shop.facts(),
         "curves": [_told(one, request.draws) for one in traced],
-        "savings": find_savings(traced, bases, sizes, draws=request.draws),
+        "savings": find_savings(traced, bases, draws=request.draws),
         "crossings": find_crossings(traced, bases, unit, draws=request.draws),
         "notes": notes,
     }
@@ -140,8 +140,10 @@ class _Shop:
             raise ConfigError(
                 f"the pools have different prompts ({', '.join(sorted(prompts))}): curves compare models at one"
             )
-        for (label, sampling), pool in self.pools.items():
-            if sampling in wanted and sampling.temperature and pool.n < max(self.sizes):
+        for sampling in (one for one in wanted if one.temperature):
+            drawn = {label: pool for (label, held), pool in self.pools.items() if held == sampling}
+            label, pool = max(drawn.items(), key=lambda one: one[1].n, default=("", None))
+            if pool is not None and pool.n < max(self.sizes):  # a smaller one beside it: its curve ends there
                 raise ConfigError(
                     f"the pool of '{label}' ({pool.folder}) has {pool.n} samples a question: ask for --n up to {pool.n}, or "
                     "make a larger one"

@@ -35,7 +35,7 @@ class Traced:
     tables: Mapping[int, str] = field(default_factory=dict)  # of compute_optimal: budget, by its n, to the table's file
 
 
-def find_savings(traced: Sequence[Traced], bases: Bases, sizes: Sequence[int], *, draws: int) -> list[dict[str, Any]]:
+def find_savings(traced: Sequence[Traced], bases: Bases, *, draws: int) -> list[dict[str, Any]]:
     """Compare adaptive and compute-optimal spending with uniform voting on the same pool, n by n.
 
     Adaptive consistency in samples against voting with all n; compute-optimal allocation in tokens against uniform
@@ -47,7 +47,9 @@ def find_savings(traced: Sequence[Traced], bases: Bases, sizes: Sequence[int], *
         if not isinstance(one.rule, AdaptiveConsistency | ComputeOptimal):
             continue
         unit = "samples" if isinstance(one.rule, AdaptiveConsistency) else "tokens"
-        dense = sorted({*range(1, min(max(sizes), 32) + 1), *sizes})  # to find where uniform spending is as accurate
+        largest = max(point.n for point in one.points)
+        # Every n up to there, to find where uniform spending is as accurate.
+        dense = sorted({*range(1, min(largest, 32) + 1), *(point.n for point in one.points)})
         items = bases[one.model, one.rule.sampling]
         uniforms = {"self_consistency": majority_curve(items, dense)}
         if one.scores is not None:
