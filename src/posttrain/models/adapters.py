@@ -11,9 +11,7 @@ IA³ (Liu et al. 2022, arXiv:2205.05638): keys, values and the feed-forward's in
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ import torch
 from ..core.errors import ModelError, PosttrainError
 from ..core.files import disk_errors, read_json, write_json
 from . import bottleneck
+from .quiet import quiet
 
 __all__ = ["Kind", "Variant", "add_ia3", "add_lora", "attach", "base_of", "is_adapter", "merge", "save_adapter", "unmerged"]
 
@@ -62,7 +61,7 @@ def add_lora(
         use_dora=variant == "dora",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=False)
 
@@ -75,7 +74,7 @@ def add_ia3(model: Any, *, seed: int) -> Any:
     from peft import IA3Config, get_peft_model
 
     try:
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
             return get_peft_model(model, IA3Config(task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
     except ValueError:
@@ -94,7 +93,7 @@ def attach(model: Any, path: Path) -> Any:
     if bottleneck.is_folder(path):
         return bottleneck.attach(model, path)
     try:
-        with torch.random.fork_rng(), _quiet():  # PEFT draws fresh weights before it reads the saved ones
+        with torch.random.fork_rng(), quiet():  # PEFT draws fresh weights before it reads the saved ones
             virtual = PeftConfig.from_pretrained(str(path)).is_prompt_learning  # PEFT loads those for inference only
             wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=not virtual, autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -156,14 +155,6 @@ def base_of(path: Path) -> str:
         raise PosttrainError(f'{path}: the adapter does not name its base model; put {{"base": …}} into posttrain.json')
     beside = path / base
     return str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's transposed layers: PEFT sets it right
-        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT still asks transformers by a deprecated name
-        yield
 
 
 def _listed(model: Any) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ModelError
+from .quiet import quiet
 
 __all__ = ["add_virtual", "virtual_states", "virtual_tokens"]
 
@@ -46,7 +47,7 @@ def add_virtual(model: Any, *, kind: Literal["prefix", "prompt"], tokens: int, s
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise _unfit(model, kind, str(error).splitlines()[0]) from None
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), quiet():
                 adapted = get_peft_model(model, config)
         except ValueError as error:
             raise _unfit(model, kind, str(error).splitlines()[0]) from None
