@@ -1,4 +1,4 @@
-"""Prefix and prompt tuning: training forward and local engine say what PEFT's own forward says, for each kind of attention."""
+"""Prefix and prompt tuning: training forward and local engine say what PEFT itself says, for each kind of attention."""
 
 import asyncio
 
