@@ -134,9 +134,13 @@ def _vocabulary(tokenizer: Any, *, rows: int) -> dict[str, Any]:
     """Return tokens, their types, merges and the name of the pre-tokenizer; unused rows of the embedding get names too."""
     told = json.loads(tokenizer.backend_tokenizer.to_str())
     inner, pre = told["model"], _pre_tokenizer(told["pre_tokenizer"])
-    after = (told.get("post_processor") or {}).get("type")
+    after = told.get("post_processor") or {"type": "ByteLevel"}
+    adds = after["type"] != "ByteLevel" and (after["type"] != "TemplateProcessing" or after["special_tokens"])
+    unlike = [
+        inner.get(name) for name in ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    ]
     odd = [token["content"] for token in told["added_tokens"] if token["lstrip"] or token["rstrip"] or token["single_word"]]
-    if inner["type"] != "BPE" or pre is None or told.get("normalizer") or after not in (None, "ByteLevel") or odd:
+    if inner["type"] != "BPE" or pre is None or told.get("normalizer") or adds or any(unlike) or odd:
         raise ModelError(
             "the GGUF writer knows byte-level BPE tokenizers of the kinds gpt-2 and smollm only, and this one is another; "
             "export a folder instead"
