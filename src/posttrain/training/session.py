@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ..core.errors import ConfigError
 from ..core.types import Checkpoint, Cost, ModelShape
@@ -51,12 +51,6 @@ class Settings(Protocol):
     def alpha(self) -> float: ...
     @property
     def dropout(self) -> float: ...
-    @property
-    def targets(self) -> Literal["all-linear"] | tuple[str, ...]: ...
-    @property
-    def virtual_tokens(self) -> int: ...
-    @property
-    def width(self) -> int: ...
     @property
     def save_every(self) -> int: ...
     @property
