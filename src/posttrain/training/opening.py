@@ -78,7 +78,7 @@ class Adaptation:
     @classmethod
     def of(cls, method: Any) -> Adaptation:
         """Read the settings of a trainer, whose fields have the same names; what it does not offer is at its default."""
-        return cls(**{field.name: getattr(method, field.name, field.default) for field in fields(cls)})
+        return cls(**{field.name: getattr(method, field.name, cls.default(field.name)) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
