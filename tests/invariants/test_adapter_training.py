@@ -1,6 +1,7 @@
 """Every kind of adapter through the trainers: what changes, resuming, the reference, going on, counts, costs, refusals."""
 
 import asyncio
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from posttrain.core.types import Checkpoint, Message, Prompt
 from posttrain.data.masks import encode_completion
 from posttrain.engines.local import LocalEngine
 from posttrain.finetuning.sft import Sft
+from posttrain.models.four_bit import in_four_bits
 from posttrain.models.load import fingerprint_of, load
 from posttrain.preference.dpo import Dpo
 from posttrain.stats.flops import forward_flops, train_flops
@@ -314,6 +316,7 @@ def test_keys_are_what_they_were_before_there_were_more_settings(method, key):
      ({"adapter": "bottleneck", "width": 0}, "width = 0 must be at least 1"),
      ({"adapter": "rslora", "rank": 0}, "rank = 0"), ({"adapter": "dora", "alpha": 0.0}, "alpha = 0.0 must be positive"),
      ({"adapter": "lora", "targets": ()}, "names no layer"),
+     ({"adapter": "lora", "targets": ("all-linear", "q_proj")}, "all-linear stands alone"),
      ({"adapter": "houlsby"}, "adapter = 'houlsby': choose from full, lora"),
      ({"adapter": "ia3", "weight_decay": 0.1}, "would pull IA3's factors to 0")],
 )  # fmt: skip
@@ -321,6 +324,27 @@ def test_a_setting_that_the_kind_does_not_read_is_refused(settings, message, sta
     for method, data in METHODS.values():
         with pytest.raises(ConfigError, match=message):
             replace(method, **settings)(start, data, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_the_tables_of_an_untied_model_can_be_targets(target, start, tmp_path, monkeypatch):
+    kept = []
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, *a, **k: (kept.append(self.module.model), update(self, *a, **k))[1])
+    method, data = of("lora", targets=(target, "v_proj"))
+    made = method(start, data, tmp_path, seed=1)
+    assert any(target in name for name in saved(made))
+    loaded = load(made.path, dtype="float32")
+    expected = logp(kept[-1].eval(), loaded.tokenizer, "1 plus 3?", "x is 4")
+    assert logp(loaded.model, loaded.tokenizer, "1 plus 3?", "x is 4") == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_target_needs_no_list(start, tmp_path):
+    for targets in ("q_proj", ("q_proj",)):
+        made = replace(SFT, adapter="lora", rank=4, epochs=1, targets=targets)(
+            start, demonstrations(2), tmp_path / str(len(targets)), seed=1
+        )
+        assert {name.split(".")[-3] for name in saved(made)} == {"q_proj"}
 
 
 def test_what_an_architecture_or_machine_lacks_is_one_sentence(start, tmp_path):
@@ -332,6 +356,47 @@ def test_what_an_architecture_or_machine_lacks_is_one_sentence(start, tmp_path):
     made = replace(SFT, adapter="lora", epochs=1)(start, demonstrations(2), tmp_path / "lora", seed=1)
     with pytest.raises(ModelError, match="is an adapter; merge it first"):
         replace(SFT, adapter="qlora")(made, demonstrations(2), tmp_path, seed=1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed here")
+def test_four_bits_without_the_package_is_one_sentence():
+    with pytest.raises(ModelError, match="need the package bitsandbytes, which is not here"):
+        in_four_bits(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
+@pytest.mark.parametrize("name", METHODS)
+def test_qlora_follows_lora_on_the_dequantised_base(name, tmp_path, monkeypatch):
+    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
+
+    def on_this_processor(
+        _device, dtype
+    ):  # refused to users: its fast path here has no backward pass, so it is switched off
+        return in_four_bits(torch.device("cuda"), dtype) | {"device_map": {"": "cpu"}}
+
+    monkeypatch.setattr("posttrain.models.load.in_four_bits", on_this_processor)
+    monkeypatch.setattr("posttrain.models.load.pick_device", lambda _="auto": torch.device("cpu"))
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    base = Checkpoint(path=folder(tmp_path / "model", llama(hidden_size=64, intermediate_size=128)))  # whole 4-bit blocks
+    method, data = METHODS[name]
+    made = replace(method, adapter="qlora", rank=4)(base, data, tmp_path / "qlora", seed=1)
+    quantised = load(base.path, dtype="float32", four_bit=True).model
+    plain = AutoModelForCausalLM.from_pretrained(base.path)
+    rounded = [name for name, module in quantised.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(rounded) == 2 * 7
+    for layer in rounded:
+        weight = quantised.get_submodule(layer).weight
+        plain.get_submodule(layer).weight.data = dequantize_4bit(weight.data, weight.quant_state).float()
+    plain.save_pretrained(tmp_path / "rounded")
+    AutoTokenizer.from_pretrained(base.path).save_pretrained(tmp_path / "rounded")
+    lora = replace(method, adapter="lora", rank=4)(Checkpoint(path=tmp_path / "rounded"), data, tmp_path / "lora", seed=1)
+    for a, b in zip(metrics(tmp_path / "qlora"), metrics(tmp_path / "lora"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    told = [json.loads((c.path / "posttrain.json").read_text())["parameters"] for c in (made, lora)]
+    assert told[0] == told[1]  # counted as weights, not as bytes
+    assert load(made.path).adapter is None
 
 
 @pytest.mark.parametrize("kind", KEPT)

@@ -108,6 +108,21 @@ def test_merged_says_what_the_adapted_model_says(kind: str) -> None:
     assert merged.state_dict().keys() == llama().state_dict().keys()
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "model.embed_tokens"])
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings")
+def test_a_table_that_is_embedding_and_head_at_once_is_no_target(target: str) -> None:
+    with pytest.raises(ModelError, match="embedding and output head are one matrix"):
+        add_lora(llama(tie_word_embeddings=True), rank=2, alpha=4, targets=[target], seed=0)
+    adapted = changed(add_lora(llama(), rank=2, alpha=4, targets=[target], seed=0)).eval()
+    said = logits(adapted)
+    torch.testing.assert_close(logits(merge(adapted)), said, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_that_cannot_take_it_is_named() -> None:
+    with pytest.raises(ModelError, match=r"PEFT cannot put dora on .*input_layernorm"):
+        add_lora(llama(), rank=2, alpha=4, targets=["input_layernorm"], variant="dora", seed=0)
+
+
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
     base = llama()
     weight = base.model.layers[1].mlp.up_proj.weight

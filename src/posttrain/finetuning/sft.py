@@ -57,7 +57,7 @@ class Sft:
     rank: int = 16  # of lora, rslora, dora, qlora
     alpha: float = 32.0  # likewise
     dropout: float = 0.0  # likewise
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # likewise: layers, by name
+    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
     virtual_tokens: int = 20  # of prefix, prompt
     width: int = 64  # of bottleneck
     train: Literal["all", "last"] = "all"

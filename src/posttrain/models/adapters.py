@@ -41,7 +41,8 @@ def add_lora(
     """Return the model wrapped in a `PeftModel` with fresh adapters; only they require gradients.
 
     `targets`: every linear layer but the output head, or names of modules (`["q_proj", "v_proj"]`). The adapters take the
-    model's own type: the optimiser keeps float32 masters. Raises `ModelError` when a target names no module.
+    model's own type: the optimiser keeps float32 masters. Raises `ModelError` when a target names
+    no module, or one that cannot take it.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -52,6 +53,7 @@ def add_lora(
         for target in targets:
             if target.rpartition(".")[2] not in present:
                 raise ModelError(f"LoRA target '{target}' names no module of {type(model).__name__}: {_listed(model)}")
+        _check_tables(model, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -61,9 +63,27 @@ def add_lora(
         use_dora=variant == "dora",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), quiet():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        with torch.random.fork_rng(), quiet():
+            torch.manual_seed(seed)
+            return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except (
+        ValueError,
+        NotImplementedError,
+        TypeError,
+    ) as error:  # a norm, or a kind of layer that the variant does not know
+        raise ModelError(f"PEFT cannot put {variant} on {targets}: {str(error).splitlines()[0]}") from None
+
+
+def _check_tables(model: Any, targets: Sequence[str]) -> None:
+    """Refuse embedding and head as targets where both are one matrix: a change of one would be merged into both."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding.weight is not head.weight:
+        return
+    for name, module in model.named_modules():
+        named = any(name == target or name.endswith("." + target) for target in targets)
+        if named and (module is embedding or module is head):
+            raise ModelError(f"LoRA target '{name}': this model's embedding and output head are one matrix; leave both out")
 
 
 def add_ia3(model: Any, *, seed: int) -> Any:

@@ -6,7 +6,6 @@ Weights come from safetensors only (a pickle can run code), and no code from a m
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ..core.types import ModelShape
 from .adapters import attach, base_of, is_adapter, unmerged
 from .adapters import merge as merge_adapter
 from .aliases import ALIASES, cache_folder, fetch, make_once
+from .four_bit import in_four_bits
 from .shape import shape_of
 
 __all__ = ["LoadedModel", "fingerprint_of", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve", "tokenizer_of"]
@@ -90,7 +90,7 @@ def load(
         )
     check_folder(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template)
-    how = _in_four_bits(on, kind) if four_bit else {}
+    how = in_four_bits(on, kind) if four_bit else {}
     model = load_weights(AutoModelForCausalLM, path, kind, what="a causal language model", **how)
     model = (model if four_bit else model.to(on)).eval()
     return LoadedModel(
@@ -201,19 +201,6 @@ def check_folder(path: Path) -> None:
                 "it once: from_pretrained(folder).save_pretrained(folder) with its transformers class"
             )
         raise ModelError(f"{path}: holds no weights (*.safetensors)")
-
-
-def _in_four_bits(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return how transformers is asked for NF4 weights with doubly quantised scales, as in QLoRA; raises `ModelError`."""
-    if importlib.util.find_spec("bitsandbytes") is None or device.type != "cuda":
-        lacking = "the package bitsandbytes" if device.type == "cuda" else "a CUDA device (and the package bitsandbytes)"
-        raise ModelError(f"4-bit weights (adapter=qlora) need {lacking}, which is not here; use adapter=lora instead")
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_weights(cls: Any, path: Path, dtype: torch.dtype, *, what: str, **how: Any) -> Any:

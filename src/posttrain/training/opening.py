@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import disk_errors
@@ -44,7 +44,7 @@ class Adaptation:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
     virtual_tokens: int = 20
     width: int = 64
 
@@ -60,8 +60,10 @@ class Adaptation:
         for name, least in (("virtual_tokens", 1), ("width", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least {least}")
-        if self.targets != "all-linear" and not self.targets:
+        if not self.targets:
             raise ConfigError("targets = [] names no layer: give names such as [q_proj,v_proj], or all-linear")
+        if not isinstance(self.targets, str) and "all-linear" in self.targets:
+            raise ConfigError(f"targets = {list(self.targets)}: all-linear stands alone, or name the layers without it")
         for name, kinds in _READ_BY.items():
             tolerated = self.adapter == "full" and name in ("rank", "alpha", "dropout")
             if self.adapter not in kinds and not tolerated and getattr(self, name) != type(self).default(name):
@@ -139,9 +141,11 @@ def _fresh(model: Any, wanted: Adaptation, seed: int) -> Any:
         return add_virtual(model, kind=kind, tokens=wanted.virtual_tokens, seed=derive(seed, kind))
     if kind == "bottleneck":
         return bottleneck.add(model, width=wanted.width, seed=derive(seed, kind))
+    one = isinstance(wanted.targets, str) and wanted.targets != "all-linear"
+    targets: Any = (wanted.targets,) if one else wanted.targets
     variant: Variant = "rslora" if kind == "rslora" else "dora" if kind == "dora" else "lora"
     return add_lora(
-        model, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=wanted.targets, variant=variant,
+        model, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=targets, variant=variant,
         seed=derive(seed, "lora"),
     )  # fmt: skip
 
