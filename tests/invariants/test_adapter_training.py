@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import demonstrations, folder, llama, preferences
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -25,6 +26,7 @@ from posttrain.training.state import Metrics
 from posttrain.training.step import Learner
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT calling transformers
 
 SETTINGS = {
     "lora": {"rank": 4},
@@ -106,8 +108,12 @@ def test_what_is_left_behind_says_what_was_trained_and_the_engine_says_it_too(ki
     assert loaded.fingerprint == fingerprint_of(made.path)
     engine = LocalEngine(loaded.model, loaded.tokenizer, fingerprint="x", shape=loaded.shape)
     untrained = AutoModelForCausalLM.from_pretrained(start.path)
+    if kind != "bottleneck":
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(start.path), made.path).eval()
     for prompt, completion in (("1 plus 3?", "x is 4"), ("elsewhere", "no")):
         expected = logp(in_memory, loaded.tokenizer, prompt, completion)
+        if kind != "bottleneck":  # an ordinary PEFT folder
+            assert logp(plain, loaded.tokenizer, prompt, completion) == pytest.approx(expected, abs=1e-4)
         assert logp(loaded.model, loaded.tokenizer, prompt, completion) == pytest.approx(expected, abs=1e-4)
         assert abs(logp(untrained, loaded.tokenizer, prompt, completion) - expected) > 1e-3
         asked = Prompt(messages=(Message(role="user", content=prompt),))

@@ -162,7 +162,7 @@ class Forward(nn.Module):
         hook = backbone.register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
             attention = torch.ones_like(batch.ids_BT) if batch.attention_BT is None else batch.attention_BT
-            self.model(input_ids=batch.ids_BT, attention_mask=attention, logits_to_keep=1)
+            self.model(input_ids=batch.ids_BT, attention_mask=attention, use_cache=False, logits_to_keep=1)
         finally:
             hook.remove()
         return _last(caught[-1])[:, -batch.ids_BT.shape[1] :]

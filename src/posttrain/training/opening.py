@@ -156,7 +156,7 @@ def _check_goes_on(loaded: LoadedModel, wanted: Adaptation) -> None:
     if wanted.adapter != kind:
         raise ConfigError(
             f"{loaded.path}: is a {kind} adapter, which cannot be merged, so adapter={wanted.adapter} cannot go on top "
-            f"of it: train with with adapter={kind}, or begin at its base"
+            f"of it: train with adapter={kind}, or begin at its base"
         )
     name, has = ("width", bottleneck.width_of(loaded.model)) if kind == "bottleneck" else (
         "virtual_tokens", virtual_tokens(loaded.model)
