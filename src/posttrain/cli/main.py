@@ -13,6 +13,7 @@ import typer
 from ..core.errors import ConfigError, PosttrainError
 from .curving import curve
 from .icl_curving import icl_curve
+from .modelling import models_app
 from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Seed, Slots, Split, Task, Template
 from .prompt_searching import prompt_search
 from .sensitivity_testing import sensitivity
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
 
 
 @app.command()
@@ -181,23 +183,6 @@ def methods(as_json: AsJson = False) -> None:
         from .show import show_methods
 
         show_methods(found)
-
-
-@app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the model aliases, and what else --model takes."""
-    from ..models.aliases import ALIASES
-
-    found = [
-        (name, f"{it.member.rpartition('/')[2]} from the package {it.package} {it.version}") for name, it in ALIASES.items()
-    ]
-    if as_json:
-        print(json.dumps([{"alias": name, "what": what} for name, what in found], ensure_ascii=False))
-    else:
-        from .show import show_pairs
-
-        show_pairs("alias", "model", found)
-        print("--model also takes a Hugging Face folder, a PEFT adapter folder, a hub id or a .gguf file.")
 
 
 @app.command()

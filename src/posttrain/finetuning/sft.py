@@ -7,7 +7,7 @@ Every trained token of an optimiser step weighs the same, whatever the micro-bat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded, encode_completion, encode_conversation
+from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening
 from ..stats.flops import train_flops
@@ -31,7 +32,7 @@ __all__ = ["Sft"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sft:
-    """Supervised fine-tuning of all weights or of a LoRA adapter.
+    """Supervised fine-tuning of all weights or of an adapter (LoRA and its kin, IA3, prefix, prompt, bottleneck).
 
     Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last) or
     `{"prompt": text or messages, "completion": text}`. A row longer than `max_length` tokens (0: the model's context)
@@ -52,10 +53,13 @@ class Sft:
     warmup: float = 0.03
     weight_decay: float = 0.0
     clip: float = 1.0
-    adapter: Literal["full", "lora"] = "full"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0  # of the adapter
+    adapter: Kind = "full"
+    rank: int = 16  # of lora, rslora, dora, qlora
+    alpha: float = 32.0  # likewise
+    dropout: float = 0.0  # likewise
+    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
+    virtual_tokens: int = 20  # of prefix, prompt
+    width: int = 64  # of bottleneck
     train: Literal["all", "last"] = "all"
     max_length: int = 0
     too_long: Literal["error", "drop"] = "error"
@@ -68,7 +72,7 @@ class Sft:
         if session.done is not None:
             return session.done
         rows, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
-        objective = _Objective(session.opened.loaded.shape, session.frozen_backbone)
+        objective = _Objective(session.opened.loaded.shape, session.frozen_backbone, session.virtual_flops)
         return session.train(objective, rows, facts={"dropped_too_long": dropped})
 
     def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Row], int]:
@@ -111,11 +115,12 @@ class _Objective:
 
     shape: ModelShape
     frozen_backbone: bool
+    virtual_flops: Callable[[int], float] = lambda _: 0.0
 
     def work(self, item: _Row) -> Work:
         tokens = len(item.encoded.ids)
         flops = train_flops(self.shape, tokens=tokens, logits=item.encoded.trained, frozen_backbone=self.frozen_backbone)
-        return Work(tokens=tokens, flops=flops)
+        return Work(tokens=tokens, flops=flops + self.virtual_flops(tokens))
 
     def totals(self, items: Sequence[_Row]) -> int:
         return sum(item.encoded.trained for item in items)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import DataError, ModelError
 from ..losses.logprobs import Head, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
 from .embedding import collected_embedding
+from .virtual import virtual_tokens
 
 __all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate"]
 
@@ -112,7 +113,7 @@ class Forward(nn.Module):
         self.model = model
         causal = causal_model(model)
         self._scale, self._softcap = head_adjustments(causal.config)
-        self._virtual = _virtual_tokens(model)
+        self._virtual = virtual_tokens(model) > 0
         self._sink: Callable[[Tensor], Tensor | None] | None = None
         self.packs = False
         self._check_head()
@@ -161,7 +162,7 @@ class Forward(nn.Module):
         hook = backbone.register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
             attention = torch.ones_like(batch.ids_BT) if batch.attention_BT is None else batch.attention_BT
-            self.model(input_ids=batch.ids_BT, attention_mask=attention, logits_to_keep=1)
+            self.model(input_ids=batch.ids_BT, attention_mask=attention, use_cache=False, logits_to_keep=1)
         finally:
             hook.remove()
         return _last(caught[-1])[:, -batch.ids_BT.shape[1] :]
@@ -258,11 +259,6 @@ def head_adjustments(config: Any) -> tuple[float, float | None]:
             scale *= 1 / float(value) if inverse else float(value)
     softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     return scale, None if softcap is None else float(softcap)
-
-
-def _virtual_tokens(model: Any) -> bool:
-    configs = getattr(model, "peft_config", None) or {}
-    return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
 
 
 def _last(states: Any) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from ..core.errors import ModelError
 from ..core.files import write_json
 
-__all__ = ["convert"]
+__all__ = ["INNER", "OUTER", "convert"]
 
 _PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}  # does it split numbers into digits?
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are never split
@@ -65,12 +65,12 @@ class _Facts:
 
 # Llama architecture, directly ------------------------------------------------------------------------------------------
 
-_OUTER = {
+OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_INNER = {
+INNER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -91,12 +91,12 @@ def _llama_weights(reader: Any, facts: _Facts, folder: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for tensor in reader.tensors:
         weight = torch.from_numpy(dequantize(np.asarray(tensor.data), tensor.tensor_type).copy())
-        name = _OUTER.get(tensor.name)
+        name = OUTER.get(tensor.name)
         if name is None:
             _, layer, part, kind = tensor.name.split(".") if tensor.name.count(".") == 3 else ("", "", "", "")
-            if part not in _INNER or kind != "weight":
+            if part not in INNER or kind != "weight":
                 raise ModelError(f"the GGUF file has a tensor that a Llama model does not: '{tensor.name}'")
-            name = f"model.layers.{layer}.{_INNER[part]}.weight"
+            name = f"model.layers.{layer}.{INNER[part]}.weight"
             if part in ("attn_q", "attn_k"):
                 weight = _halves(weight, heads if part == "attn_q" else kv_heads)
         tensors[name] = weight.to(torch.bfloat16).contiguous()
@@ -144,7 +144,7 @@ def _byte_level_tokenizer(facts: _Facts) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokens = facts["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    merges = [tuple(merge.split(" ")) for merge in facts.get("tokenizer.ggml.merges", [])]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if _PRE_TOKENIZERS[facts["tokenizer.ggml.pre"]]:

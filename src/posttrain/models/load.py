@@ -1,4 +1,4 @@
-"""Finding and loading a model: an alias, a folder, a PEFT adapter, a GGUF file or a hub id, by one function.
+"""Finding and loading a model: an alias, a folder, an adapter, a GGUF file or a hub id, by one function.
 
 Weights come from safetensors only (a pickle can run code), and no code from a model's repository is ever executed.
 """
@@ -18,9 +18,10 @@ import torch
 from ..core.errors import ModelError, did_you_mean
 from ..core.files import file_hash, read_json, write_atomic
 from ..core.types import ModelShape
-from .adapters import attach, base_of, is_adapter
+from .adapters import attach, base_of, is_adapter, unmerged
 from .adapters import merge as merge_adapter
 from .aliases import ALIASES, cache_folder, fetch, make_once
+from .four_bit import in_four_bits
 from .shape import shape_of
 
 __all__ = ["LoadedModel", "fingerprint_of", "load", "load_tokenizer", "pick_device", "pick_dtype", "resolve", "tokenizer_of"]
@@ -31,7 +32,10 @@ _VOLATILE = {"transformers_version", "_name_or_path", "_model_name_or_path"}  # 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A causal language model with its tokenizer. `fingerprint` names its content: weights, tokenizer and template."""
+    """A causal language model with its tokenizer. `fingerprint` names its content: weights, tokenizer and template.
+
+    `adapter` is the kind of an adapter that is still there because it cannot be merged: bottleneck, prefix or prompt.
+    """
 
     model: Any
     tokenizer: Any
@@ -41,6 +45,8 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     shape: ModelShape
+    adapter: str | None = None
+    four_bit: bool = False
 
 
 def load(
@@ -50,30 +56,43 @@ def load(
     dtype: str = "auto",
     chat_template: Path | None = None,
     merge: bool = True,
+    four_bit: bool = False,
 ) -> LoadedModel:
     """Load a causal language model for inference (`eval()`; a trainer switches it back).
 
-    `ref` is an alias (`smollm2-135m`), a Hugging Face folder, a PEFT adapter folder (its base is found from the adapter;
-    with `merge` the adapter is merged into the weights, without it a `PeftModel` is returned), a `.gguf` file (converted
-    once into the cache) or a hub id. `device`: auto, cpu, cuda, cuda:1, mps. `dtype`: auto, float32, bfloat16, float16;
-    auto is bfloat16 where the device computes in it natively, else float32. `chat_template`: a Jinja file to use instead
-    of the model's own. Raises `ModelError`.
+    `ref` is an alias (`smollm2-135m`), a Hugging Face folder, an adapter folder (its base is found from the adapter;
+    with `merge` an adapter that can be merged is, without it a `PeftModel` is returned), a `.gguf` file (converted
+    once into the cache) or a hub id. `four_bit`: keep the linear layers' weights in 4 bits (for QLoRA). `device`:
+    auto, cpu, cuda, cuda:1, mps. `dtype`: auto, float32, bfloat16, float16; auto is bfloat16 where the device computes in it
+    natively, else float32. `chat_template`: a Jinja file to use instead of the model's own. Raises `ModelError`.
     """
     from transformers import AutoModelForCausalLM
 
     on, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
     path = resolve(ref)
     if is_adapter(path):
+        if four_bit:
+            raise ModelError(
+                f"{path}: is an adapter; merge it first (`posttrain models export`), then train with adapter=qlora"
+            )
         base = load(base_of(path), device=device, dtype=dtype, chat_template=chat_template, merge=True)
+        if base.adapter:
+            raise ModelError(f"{path}: its base {base.name} is itself a {base.adapter} adapter, which cannot be merged")
         model = attach(base.model, path)
-        model = (merge_adapter(model) if merge else model).eval()
+        kept = unmerged(model)
+        model = (merge_adapter(model) if merge and kept is None else model).eval()
+        shape = shape_of(model) if kept == "bottleneck" else base.shape
         own = (path / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(path, chat_template=chat_template) if own else base.tokenizer
         content = _adapted(base.fingerprint, path, tokenizer)
-        return replace(base, model=model, tokenizer=tokenizer, name=str(ref), path=path, fingerprint=content)
+        return replace(
+            base, model=model, tokenizer=tokenizer, name=str(ref), path=path, fingerprint=content, shape=shape, adapter=kept
+        )
     check_folder(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template)
-    model = load_weights(AutoModelForCausalLM, path, kind, what="a causal language model").to(on).eval()
+    how = in_four_bits(on, kind) if four_bit else {}
+    model = load_weights(AutoModelForCausalLM, path, kind, what="a causal language model", **how)
+    model = (model if four_bit else model.to(on)).eval()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -82,7 +101,8 @@ def load(
         fingerprint=content_fingerprint(path, tokenizer),
         device=on,
         dtype=kind,
-        shape=shape_of(model),
+        shape=shape_of(type(model.config).from_pretrained(path) if four_bit else model),
+        four_bit=four_bit,
     )
 
 
@@ -183,12 +203,12 @@ def check_folder(path: Path) -> None:
         raise ModelError(f"{path}: holds no weights (*.safetensors)")
 
 
-def load_weights(cls: Any, path: Path, dtype: torch.dtype, *, what: str) -> Any:
+def load_weights(cls: Any, path: Path, dtype: torch.dtype, *, what: str, **how: Any) -> Any:
     """Return the model of a folder, all its weights from the file; raises `ModelError`. `cls` has `from_pretrained`."""
     try:
         with _quiet():
             model, found = cls.from_pretrained(
-                path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **how
             )
     except Exception as error:  # an unknown architecture, a truncated file, a shape mismatch, no memory
         raise ModelError(f"{path}: cannot be loaded as {what} ({_first_line(error)})") from None
@@ -233,7 +253,8 @@ def content_fingerprint(path: Path, tokenizer: Any) -> str:
 
 
 def _adapted(base: str, path: Path, tokenizer: Any) -> str:
-    content = _digest([base, *(_content_hash(file) for file in sorted(path.glob("adapter_*")))])
+    files = sorted([*path.glob("adapter_*"), *path.glob("bottleneck*")])
+    content = _digest([base, *(_content_hash(file) for file in files)])
     return _digest([content, tokenizer.chat_template])
 
 

@@ -15,7 +15,7 @@ the chosen responses first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +28,7 @@ from ..core.types import Checkpoint, Message, ModelShape
 from ..data.masks import Encoded, encode_completion
 from ..losses.preference import MARGIN_LOSSES, implicit_reward
 from ..losses.reduce import sequence_sums
+from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import shared_prefix
 from ..training.opening import messages_of
@@ -41,7 +42,7 @@ __all__ = ["Dpo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dpo:
-    """DPO of all weights or of a LoRA adapter (which wants an `lr` some ten times higher).
+    """DPO of all weights or of an adapter (which wants an `lr` some ten times higher).
 
     Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
     messages, then `prompt` may be left out when both begin with it. A pair of which a response does not fit into
@@ -65,10 +66,13 @@ class Dpo:
     warmup: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
-    adapter: Literal["full", "lora"] = "full"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0  # of the adapter
+    adapter: Kind = "full"
+    rank: int = 16  # of lora, rslora, dora, qlora
+    alpha: float = 32.0  # likewise
+    dropout: float = 0.0  # likewise
+    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
+    virtual_tokens: int = 20  # of prefix, prompt
+    width: int = 64  # of bottleneck
     max_length: int = 0
     too_long: Literal["error", "drop"] = "error"
     save_every: int = 50  # optimiser steps between checkpoints of training state
@@ -85,9 +89,15 @@ class Dpo:
         if session.done is not None:
             return session.done
         pairs, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
-        objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
+        objective = _Objective(
+            self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs, session.virtual_flops
+        )
+        start_model = session.reference
+        apart = (
+            replace(objective, shares=start_model.packs, virtual_flops=None) if session.opened.starts_apart else objective
+        )
         reference, cost = reference_logps(
-            session.module, [pair.group for pair in pairs], [objective.work(pair, backward=False) for pair in pairs],
+            start_model, [pair.group for pair in pairs], [apart.work(pair, backward=False) for pair in pairs],
             out=out, key=session.key, tokens_per_microbatch=4 * session.tokens_per_microbatch,
         )  # fmt: skip
         pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
@@ -155,13 +165,18 @@ class _Objective:
     shape: ModelShape
     frozen_backbone: bool
     shares: bool
+    virtual_flops: Callable[..., float] | None = None
 
     def work(self, item: _Pair, *, backward: bool = True) -> Work:
         prefix = item.prefix if self.shares else 0
-        return group_work(
+        work = group_work(
             self.shape, prefix=prefix, branches=[len(e.ids) - prefix for e in item.group], backward=backward,
             logits=sum(e.trained for e in item.group), frozen_backbone=self.frozen_backbone,
         )  # fmt: skip
+        if self.virtual_flops is None:
+            return work
+        more = sum(self.virtual_flops(len(e.ids), backward=backward) for e in item.group)
+        return replace(work, flops=work.flops + more)
 
     def totals(self, items: Sequence[_Pair]) -> int:
         return len(items)

@@ -23,6 +23,8 @@ from .step import rank_and_world
 __all__ = ["data_hash", "export", "finished", "run_key"]
 
 NAME = "posttrain.json"
+# Settings that came after runs had been finished: at these values they are left out of the key, so that it stays the same.
+LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
 
 
 def data_hash(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -44,7 +46,8 @@ def _plain(value: Any) -> Any:
 
 def run_key(*, method: Any, start: str, data: str, seed: int) -> str:
     """Return what identifies a run: method, its version and configuration, the start's fingerprint, data and seed."""
-    facts = {"method": type(method).__name__, "version": method.version, "config": dataclasses.asdict(method)}
+    config = {name: v for name, v in dataclasses.asdict(method).items() if name not in LATER or v != LATER[name]}
+    facts = {"method": type(method).__name__, "version": method.version, "config": config}
     text = json.dumps({**facts, "start": start, "data": data, "seed": seed}, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -73,6 +76,7 @@ def export(
     seed: int,
     key: str,
     base: str | None,
+    parameters: Mapping[str, float],
     cost: Cost,
 ) -> Checkpoint:
     """Write `out/checkpoint` aside and move it into place: it exists only when it is whole; then drop training state."""
@@ -86,6 +90,7 @@ def export(
             "start": dict(start),
             **({} if base is None else {"base": base}),
             "data": dict(data),
+            "parameters": dict(parameters),
             "seed": seed,
             "key": key,
             "cost": dataclasses.asdict(cost),

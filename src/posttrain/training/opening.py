@@ -3,66 +3,168 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import disk_errors
 from ..core.seeds import derive
 from ..core.types import Checkpoint, Message
-from ..models.adapters import add_lora, is_adapter
+from ..models import bottleneck
+from ..models.adapters import Kind, Variant, add_ia3, add_lora, base_of, is_adapter
 from ..models.load import LoadedModel, load
+from ..models.virtual import add_virtual, virtual_tokens
 from .state import replace_folder, save_model
 from .step import rank_and_world
 
 __all__ = ["Adaptation", "Opened", "messages_of", "open_start"]
 
 
+_LOW_RANK = ("lora", "rslora", "dora", "qlora")
+_VIRTUAL = ("prefix", "prompt")
+_READ_BY: dict[str, tuple[str, ...]] = {  # which kinds read a setting
+    "rank": _LOW_RANK,
+    "alpha": _LOW_RANK,
+    "dropout": _LOW_RANK,
+    "targets": _LOW_RANK,
+    "virtual_tokens": _VIRTUAL,
+    "width": ("bottleneck",),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """Which weights are trained: all of them, or a LoRA adapter on the linear layers."""
+    """Which weights are trained: all of them, or an adapter's. A setting that the chosen kind does not read is refused.
 
-    adapter: Literal["full", "lora"]
-    rank: int
-    alpha: float
-    dropout: float
+    Only `adapter=full` lets `rank`, `alpha` and `dropout` stand without reading them, as it always has.
+    """
+
+    adapter: Kind = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    virtual_tokens: int = 20
+    width: int = 64
 
     def __post_init__(self) -> None:
-        if self.adapter == "lora" and self.rank < 1:
+        if self.adapter not in get_args(Kind):
+            raise ConfigError(f"adapter = {self.adapter!r}: choose from {', '.join(get_args(Kind))}")
+        if self.adapter in _LOW_RANK and self.rank < 1:
             raise ConfigError(f"rank = {self.rank}: a LoRA adapter needs a rank of at least 1")
+        if self.adapter in _LOW_RANK and not self.alpha > 0:
+            raise ConfigError(f"alpha = {self.alpha} must be positive")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout = {self.dropout} must be in [0, 1)")
+        for name, least in (("virtual_tokens", 1), ("width", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least {least}")
+        if not self.targets:
+            raise ConfigError("targets = [] names no layer: give names such as [q_proj,v_proj], or all-linear")
+        if not isinstance(self.targets, str) and "all-linear" in self.targets:
+            raise ConfigError(f"targets = {list(self.targets)}: all-linear stands alone, or name the layers without it")
+        for name, kinds in _READ_BY.items():
+            tolerated = self.adapter == "full" and name in ("rank", "alpha", "dropout")
+            if self.adapter not in kinds and not tolerated and getattr(self, name) != type(self).default(name):
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} has no effect with adapter={self.adapter}: it belongs to adapter="
+                    f"{' or '.join(kinds)}; leave it out"
+                )
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """Return a setting's default."""
+        return next(field.default for field in fields(cls) if field.name == name)
+
+    @classmethod
+    def of(cls, method: Any) -> Adaptation:
+        """Read the settings of a trainer, whose fields have the same names; what it does not offer is at its default."""
+        return cls(**{field.name: getattr(method, field.name, cls.default(field.name)) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A model to train. `base` is what a saved adapter is to be put on (None: all weights are saved)."""
+    """A model to train. `base` is what a saved adapter is to be put on (None: all weights are saved).
+
+    `loaded.model` computes what the start computes until training begins, also when a fresh adapter does not.
+    """
 
     loaded: LoadedModel
     model: Any
     base: str | None
     context: int  # tokens
 
+    @property
+    def starts_apart(self) -> bool:
+        """Whether the model to train is another function than the start: fresh virtual tokens are in front of it."""
+        return self.model is not self.loaded.model and virtual_tokens(self.model) > 0
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """How many weights are trained, of how many, and their share."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.model.parameters() if not p.requires_grad) + trained
+        if self.loaded.four_bit:  # two weights in one byte: counted from the configuration instead
+            total = self.loaded.shape.parameters + trained
+        return {"trained": trained, "total": total, "share": trained / total}
+
 
 def open_start(start: Checkpoint, *, dtype: str, adaptation: Adaptation, out: Path, seed: int) -> Opened:
-    """Load the start; an adapter checkpoint is merged into its base first.
+    """Load the start and put the adapter on it. An adapter as start is merged into its base first, if it can be.
 
-    A new LoRA adapter on a merged start needs that merged model on disk: it is written to `out/base`.
+    One that cannot (bottleneck, prefix, prompt) is trained further itself. A new adapter on a merged start needs that
+    merged model on disk: it is written to `out/base`. Raises `ConfigError` when start and `adapter` do not go together.
     """
-    loaded = load(start.path, dtype=dtype)
-    model = loaded.model
-    base = None
-    if adaptation.adapter == "lora":
-        base = _base(loaded, start, out)
-        model = add_lora(
-            model, rank=adaptation.rank, alpha=adaptation.alpha, dropout=adaptation.dropout, seed=derive(seed, "lora")
-        )
-    else:
+    loaded = load(start.path, dtype=dtype, four_bit=adaptation.adapter == "qlora")
+    model, base = loaded.model, None
+    if loaded.adapter is not None:
+        _check_goes_on(loaded, adaptation)
+        named = base_of(loaded.path)
+        base = str(Path(named).resolve()) if Path(named).is_dir() else named
+    elif adaptation.adapter == "full":
         model.requires_grad_(True)
+    else:
+        base = _base(loaded, start, out)
+        model = _fresh(model, adaptation, seed)
     config = loaded.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return Opened(loaded=loaded, model=model, base=base, context=int(getattr(text, "max_position_embeddings", 0) or 1 << 30))
+    context = int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - virtual_tokens(model)
+    return Opened(loaded=loaded, model=model, base=base, context=context)
+
+
+def _fresh(model: Any, wanted: Adaptation, seed: int) -> Any:
+    kind = wanted.adapter
+    if kind == "ia3":
+        return add_ia3(model, seed=derive(seed, "ia3"))
+    if kind == "prefix" or kind == "prompt":
+        return add_virtual(model, kind=kind, tokens=wanted.virtual_tokens, seed=derive(seed, kind))
+    if kind == "bottleneck":
+        return bottleneck.add(model, width=wanted.width, seed=derive(seed, kind))
+    one = isinstance(wanted.targets, str) and wanted.targets != "all-linear"
+    targets: Any = (wanted.targets,) if one else wanted.targets
+    variant: Variant = "rslora" if kind == "rslora" else "dora" if kind == "dora" else "lora"
+    return add_lora(
+        model, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=targets, variant=variant,
+        seed=derive(seed, "lora"),
+    )  # fmt: skip
+
+
+def _check_goes_on(loaded: LoadedModel, wanted: Adaptation) -> None:
+    """Raise `ConfigError` unless the settings are those of the adapter that the start is."""
+    kind = loaded.adapter
+    if wanted.adapter != kind:
+        raise ConfigError(
+            f"{loaded.path}: is a {kind} adapter, which cannot be merged, so adapter={wanted.adapter} cannot go on top "
+            f"of it: train with adapter={kind}, or begin at its base"
+        )
+    name, has = ("width", bottleneck.width_of(loaded.model)) if kind == "bottleneck" else (
+        "virtual_tokens", virtual_tokens(loaded.model)
+    )  # fmt: skip
+    if getattr(wanted, name) != has:
+        raise ConfigError(
+            f"{loaded.path}: has {name} = {has}, not {getattr(wanted, name)}: set {name}={has} to train it further"
+        )
 
 
 def _base(loaded: LoadedModel, start: Checkpoint, out: Path) -> str:

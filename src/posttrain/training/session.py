@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ..core.errors import ConfigError
 from ..core.types import Checkpoint, Cost, ModelShape
+from ..models.adapters import Kind, unmerged
 from ..models.forward import Forward
+from ..models.virtual import virtual_tokens
 from ..stats.flops import forward_flops, train_flops
 from .artifact import data_hash, export, finished, run_key
 from .loop import fit
@@ -42,7 +44,7 @@ class Settings(Protocol):
     @property
     def clip(self) -> float: ...
     @property
-    def adapter(self) -> Literal["full", "lora"]: ...
+    def adapter(self) -> Kind: ...
     @property
     def rank(self) -> int: ...
     @property
@@ -79,8 +81,11 @@ class Session:
             if getattr(method, field) < least:
                 raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
         _optimisation(method)
-        adaptation = Adaptation(adapter=method.adapter, rank=method.rank, alpha=method.alpha, dropout=method.dropout)
-        opened = open_start(start, dtype=method.dtype, adaptation=adaptation, out=out, seed=seed)
+        if method.adapter == "ia3" and method.weight_decay:
+            raise ConfigError(
+                f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
+            )
+        opened = open_start(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
         hashed = data_hash(data)
         key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed)
         return cls(
@@ -97,6 +102,15 @@ class Session:
     def frozen_backbone(self) -> bool:
         """Whether only an adapter is trained."""
         return self.opened.base is not None
+
+    @property
+    def reference(self) -> Forward:
+        """The start as it is before training, for a reference: fresh virtual tokens are no part of it."""
+        return Forward(self.opened.loaded.model) if self.opened.starts_apart else self.module
+
+    def virtual_flops(self, tokens: int, *, backward: bool = True) -> float:
+        """Return the FLOPs that the adapter's virtual tokens add to one sequence of `tokens`."""
+        return virtual_flops(self.opened.model, self.opened.loaded.shape, tokens, backward=backward)
 
     def train(
         self, objective: Objective, items: Sequence[Any], *, facts: Mapping[str, Any], cost: Cost | None = None
@@ -119,7 +133,8 @@ class Session:
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},
-            data={**self.data, **facts}, cost=self.start.cost + learner.cost + (cost or Cost()),
+            data={**self.data, **facts}, parameters=self.opened.parameters,
+            cost=self.start.cost + learner.cost + (cost or Cost()),
         )  # fmt: skip
 
 
@@ -144,3 +159,25 @@ def group_work(
     parts = [train_flops(shape, tokens=n, logits=0, frozen_backbone=frozen_backbone) for n in (prefix, *branches)]
     heads = train_flops(shape, tokens=0, logits=logits, frozen_backbone=frozen_backbone)
     return Work(tokens=tokens, flops=sum(parts) + 3.0 * sum(ahead) + heads)
+
+
+def virtual_flops(model: Any, shape: ModelShape, tokens: int, *, backward: bool) -> float:
+    """Return the FLOPs that virtual tokens in front add to one sequence of `tokens`.
+
+    Attention of the tokens to the virtual ones, three times with a backward pass; the virtual tokens of prompt tuning also
+    run through the frozen layers, as any other tokens do; those of prefix tuning are not computed.
+    """
+    ahead = virtual_tokens(model)
+    if not ahead:
+        return 0.0
+    attended = forward_flops(shape, start=ahead, tokens=tokens, logits=0) - forward_flops(
+        shape, start=0, tokens=tokens, logits=0
+    )
+    own = 0.0
+    if unmerged(model) == "prompt":
+        own = (
+            train_flops(shape, tokens=ahead, logits=0, frozen_backbone=True)
+            if backward
+            else forward_flops(shape, start=0, tokens=ahead, logits=0)
+        )
+    return own + (3.0 if backward else 1.0) * attended

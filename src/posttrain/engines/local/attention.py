@@ -34,10 +34,16 @@ _QUERIES = 256  # query tokens of a prefill that attend at a time: bounds the ma
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Keys and values of many sequences: one slot each, allocated at first use and grown on demand."""
+    """Keys and values of many sequences: one slot each, allocated at first use and grown on demand.
 
-    def __init__(self) -> None:
+    Every slot begins with the same `front` positions (of prefix or prompt tuning), given by `begin_with`. `capacity`, and
+    lengths handed to `copy`, are without them; positions of a `Step` count them.
+    """
+
+    def __init__(self, front: int = 0) -> None:
         super().__init__(layers=[])
+        self.front = front
+        self._states_GVD: Sequence[tuple[Tensor, Tensor]] | None = None  # of the front, by layer
         self.keys_SGCD: list[Tensor] = []
         self.values_SGCD: list[Tensor] = []
         self.rows = 0
@@ -58,16 +64,30 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.rows, self.capacity = max(rows, self.rows), max(capacity, self.capacity)
         for kept in (self.keys_SGCD, self.values_SGCD):
             for layer, old in enumerate(kept):
-                new = _zeros(old, self.rows, old.shape[1], self.capacity, old.shape[3])
+                new = _zeros(old, self.rows, old.shape[1], self.front + self.capacity, old.shape[3])
                 new[: old.shape[0], :, : old.shape[2]] = old
                 kept[layer] = new
+        for layer in range(len(self) if self.front else 0):
+            self._write_front(layer)
+
+    def begin_with(self, states_GVD: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Let every slot begin with these keys and values, one pair of [G, front, D] for each layer."""
+        self._states_GVD = states_GVD
+        for layer in range(len(self)):
+            self._write_front(layer)
+
+    def _write_front(self, layer: int) -> None:
+        assert self._states_GVD is not None  # the runner gives them before its first forward pass
+        for kept, front in zip((self.keys_SGCD[layer], self.values_SGCD[layer]), self._states_GVD[layer], strict=True):
+            kept[:, :, : self.front] = front
 
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of one slot to others."""
+        at = slice(self.front, self.front + length)
         for kept in (*self.keys_SGCD, *self.values_SGCD):
-            part = kept[source, :, :length]
+            part = kept[source, :, at]
             for target in targets:  # one by one: in blocks, where an index of targets would go element by element
-                kept[target, :, :length] = part
+                kept[target, :, at] = part
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -80,8 +100,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         step = current()
         if layer_idx == len(self.keys_SGCD):  # zeros, not garbage: masked positions still meet a multiplication by 0
             _, G, _, D = key_states.shape
-            self.keys_SGCD.append(_zeros(key_states, self.rows, G, self.capacity, D))
-            self.values_SGCD.append(_zeros(value_states, self.rows, G, self.capacity, value_states.shape[-1]))
+            room = self.front + self.capacity
+            self.keys_SGCD.append(_zeros(key_states, self.rows, G, room, D))
+            self.values_SGCD.append(_zeros(value_states, self.rows, G, room, value_states.shape[-1]))
+            if self.front:
+                self._write_front(layer_idx)
         keys, values = self.keys_SGCD[layer_idx], self.values_SGCD[layer_idx]
         if step.decode:
             low, high = step.slots[0], step.slots[-1] + 1

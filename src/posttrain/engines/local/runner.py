@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ModelError
+from ...models.virtual import virtual_states, virtual_tokens
 from .attention import SlotCache
 from .packing import PackedLinears
 from .runs import Run
@@ -21,9 +22,14 @@ _SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Runner:
-    """Runs a transformers decoder on a `SlotCache`, leaving the model as it found it (mode, attention implementation)."""
+    """Runs a transformers decoder on a `SlotCache`, leaving the model as it found it (mode, attention implementation).
+
+    Positions in arguments count tokens; with prefix or prompt tuning the adapter's own, `front` of them, come before.
+    """
 
     def __init__(self, model: Any) -> None:
+        self.adapted = model
+        self.front = virtual_tokens(model)
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT keeps its adapters inside
         self.config = self.model.config.get_text_config(decoder=True)
         self._refuse_unknown_architectures()
@@ -31,18 +37,24 @@ class Runner:
         configs = [m.config for m in self.model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")]
         self._configs = list({id(c): c for c in configs}.values())
         self.device = next(self.model.parameters()).device
-        self.cache = SlotCache()
+        self.cache = SlotCache(self.front)
         self.packed = PackedLinears(self.model)
         self._verified = False
+        self._begun = not self.front
 
     @property
     def context(self) -> int | None:
-        """Positions the model was made for, if its configuration says."""
+        """Tokens the model was made for, if its configuration says; virtual ones are taken off."""
         for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
             value = getattr(self.config, name, None)
             if isinstance(value, int):
-                return value
+                return value - self.front
         return None
+
+    def forget(self) -> None:
+        """Drop all that was computed from the weights: packed layers, the virtual tokens' keys and values."""
+        self.packed.forget()
+        self._begun = not self.front
 
     def _refuse_unknown_architectures(self) -> None:
         name = type(self.model).__name__
@@ -78,12 +90,17 @@ class Runner:
                 module.training = True
 
     def _forward(self, step: Step, ids: Tensor, *, logits: bool) -> Tensor | None:
+        if not self._begun:
+            with self._inferring(implementation=None):
+                self.cache.begin_with(virtual_states(self.adapted))
+            self._begun = True
         with self._inferring(), self.packed.lent(), running(step):
             call = self.model if logits else self.decoder
             out = call(input_ids=ids, position_ids=step.positions, past_key_values=self.cache, use_cache=True)
             return out.logits if logits else None
 
     def _packed(self, slots: Sequence[int], starts: Sequence[int], new: Sequence[Sequence[int]]) -> tuple[Step, Tensor]:
+        starts = [self.front + start for start in starts]
         positions = [start + t for start, ids in zip(starts, new, strict=True) for t in range(len(ids))]
         step = Step(
             slots=slots,
@@ -108,6 +125,9 @@ class Runner:
     def decode(self, low: int, tokens: Sequence[int], positions: Sequence[int], runs: Sequence[Run]) -> Tensor:
         """Feed one token to each of the slots low, low + 1, …; return logits [R, V]. `runs` count from `low`."""
         slots = range(low, low + len(tokens))
+        if self.front:  # the same in all slots, so all rows of a run share it
+            positions = [self.front + position for position in positions]
+            runs = [Run(run.low, run.high, self.front + run.shared, self.front + run.reach) for run in runs]
         step = Step(
             slots=slots,
             starts=positions,
@@ -116,7 +136,7 @@ class Runner:
             decode=True,
             runs=runs,
         )
-        step.reach = min(max(run.reach for run in runs), self.cache.capacity)
+        step.reach = min(max(run.reach for run in runs), self.front + self.cache.capacity)
         logits = self._forward(step, torch.tensor(tokens, device=self.device)[:, None], logits=True)
         assert logits is not None
         return logits[:, -1]
@@ -132,7 +152,8 @@ class Runner:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = [(7 * t + 3) % min(vocabulary, 1000) for t in range(6)]
         with self._inferring(implementation=None):
-            plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
+            whole = self.adapted if self.front else self.model
+            plain = whole(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
         self.fill([1], [0], [ids[:3]])
         self.fill([1], [3], [ids[3:5]])
         slots = self.decode(1, [ids[5]], [5], [Run(0, 1, 0, 6)])[0].float()

@@ -78,7 +78,7 @@ class Scheduler:
     def forget(self) -> None:
         """Drop all that was computed from the weights: cached prefixes, packed layers."""
         self._table.clear()
-        self._runner.packed.forget()
+        self._runner.forget()
 
     @property
     def busy(self) -> int:
@@ -187,7 +187,7 @@ class Scheduler:
         cache = self._runner.cache
         if self._runner.device.type != "cpu":  # every slot takes the memory of the longest there has been
             longest = max(longest, cache.capacity)
-        return min(self._table.slots, max(1, self._kv_bytes // (cache.bytes_per_token * longest)))
+        return min(self._table.slots, max(1, self._kv_bytes // (cache.bytes_per_token * (cache.front + longest))))
 
     def _reserve(self, capacity: int) -> None:
         cache = self._runner.cache
