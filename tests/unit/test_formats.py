@@ -4,7 +4,7 @@ import pytest
 
 from posttrain.core.errors import DataError
 from posttrain.core.types import Message
-from posttrain.data.formats import Conversation, Demonstration, Preference, normalise, normalise_rows
+from posttrain.data.formats import Conversation, Demonstration, Plain, Preference, normalise, normalise_rows, training_rows
 
 USER, GOOD, BAD = Message(role="user", content="hi"), Message(role="assistant", content="ho"), "no"
 ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
@@ -25,6 +25,8 @@ PREFERENCE = Preference(prompt=(USER,), chosen="ho", rejected="no")
         ({"prompt": "hi", "response": "ho"}, DEMONSTRATION),
         ({"question": "hi", "answer": "ho"}, DEMONSTRATION),
         ({"instruction": "hi", "input": "", "output": "ho"}, DEMONSTRATION),
+        ({"text": "Once upon a time", "source": "book"}, Plain(text="Once upon a time")),
+        ({"text": "rendered elsewhere", "messages": [ASKED, ANSWERED]}, CONVERSATION),
         ({"prompt": "hi", "chosen": "ho", "rejected": "no"}, PREFERENCE),
         ({"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [REJECTED]}, PREFERENCE),
         ({"chosen": [ASKED, ANSWERED], "rejected": [ASKED, REJECTED]}, PREFERENCE),
@@ -60,7 +62,9 @@ def test_saying_nothing_may_be_the_worse_answer_but_not_the_better() -> None:
     ("row", "message"),
     [
         ({"foo": "a", "bar": 3}, r'row: not a shape that is known: {"foo": "a", "bar": 3}\nthe shapes are\n  {"messages"'),
-        ({"text": "Once upon a time"}, "plain text has no turns .* write it as prompt and completion"),
+        ({"text": "Once upon a time", "label": 1}, "'text' beside 'label': as plain text the label would never be learned"),
+        ({"text": " "}, "'text': is empty"),
+        ({"text": ["a"]}, "'text': must be a text"),
         ({"messages": [ASKED]}, "no assistant turn"),
         ({"messages": "hi"}, "must be a text or a list of messages"),
         ({"messages": []}, "must be a text or a list of messages"),
@@ -99,3 +103,18 @@ def test_rows_of_one_kind() -> None:
         normalise_rows(rows, "a.jsonl", Preference)
     with pytest.raises(DataError, match=r"a\.jsonl, row 1, 'prompt': is empty"):
         normalise_rows([{"prompt": "", "completion": "ho"}], "a.jsonl", Demonstration)
+
+
+def test_training_rows_are_in_the_shapes_of_trainers() -> None:
+    rows = [{"conversation": [ASKED, ANSWERED]}, {"question": "hi", "answer": "ho"}, {"text": "so", "id": 3}]
+    rows.append({"chosen": [ASKED, ANSWERED], "rejected": [ASKED, REJECTED]})
+    made = training_rows(rows, "a.jsonl")
+    assert made == [
+        {"messages": [ASKED, ANSWERED]},
+        {"prompt": [ASKED], "completion": "ho"},
+        {"text": "so"},
+        {"prompt": [ASKED], "chosen": "ho", "rejected": "no"},
+    ]
+    assert [normalise(row) for row in made] == [CONVERSATION, DEMONSTRATION, Plain(text="so"), PREFERENCE]
+    with pytest.raises(DataError, match=r"a\.jsonl, row 2: not a shape"):
+        training_rows([*rows[:1], {"x": 1}], "a.jsonl")
