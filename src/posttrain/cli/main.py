@@ -13,7 +13,7 @@ import typer
 from ..core.errors import ConfigError, PosttrainError
 from .curving import curve
 from .icl_curving import icl_curve
-from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Seed, Slots, Split, Task, Template
+from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Rows, Seed, Slots, Split, Task, Template
 from .prompt_searching import prompt_search
 from .sensitivity_testing import sensitivity
 
@@ -121,7 +121,7 @@ def evaluate(
 def train(
     method: Annotated[str, typer.Argument(help="For example sft:adapter=lora,epochs=1 or dpo:beta=0.1.")],
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
+    data: Rows,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint, metrics and resuming.")],
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -217,15 +217,16 @@ def tasks(as_json: AsJson = False) -> None:
 @data_app.command("explain")
 def explain(
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
+    data: Rows,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
     train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
+    seed: Seed = 0,
     chat_template: Template = None,
 ) -> None:
     """Print what a model would be trained on: the rendered text with the trained tokens marked."""
     from .explaining import explain_rows
 
-    explain_rows(model, data, rows, train_on, chat_template)
+    explain_rows(model, data, rows, train_on, seed, chat_template)
 
 
 @app.command()
