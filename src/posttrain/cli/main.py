@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import ConfigError, PosttrainError
 from .curving import curve
+from .data_commands import data_app
 from .icl_curving import icl_curve
 from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Rows, Seed, Slots, Split, Task, Template
 from .prompt_searching import prompt_search
@@ -27,7 +28,6 @@ app = typer.Typer(
     "scaling, fine-tuning, preference optimisation.\n\nStart with `posttrain run recipes/quickstart.yaml`; see what there "
     "is with `posttrain methods`.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
 
 
@@ -212,21 +212,6 @@ def tasks(as_json: AsJson = False) -> None:
         from .show import show_pairs
 
         show_pairs("task", "what", found)
-
-
-@data_app.command("explain")
-def explain(
-    model: Model,
-    data: Rows,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
-    train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
-    seed: Seed = 0,
-    chat_template: Template = None,
-) -> None:
-    """Print what a model would be trained on: the rendered text with the trained tokens marked."""
-    from .explaining import explain_rows
-
-    explain_rows(model, data, rows, train_on, seed, chat_template)
 
 
 @app.command()
