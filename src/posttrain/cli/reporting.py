@@ -57,7 +57,7 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         seconds=done.cost.seconds,
         prompt=shop.prompt(stage.eval),
         strategy=stage.eval.strategy,
-        model=stage.model or shop.recipe.model,
+        model=stage.model or (stage.eval.teacher if stage.eval else None) or shop.recipe.model,
         against=stage.against,
         oracle=any(row.trace.get("oracle") for row in loaded.rows),  # a verifier that looked at the gold answers
         note=stage.note,
