@@ -43,6 +43,27 @@ def test_alpaca_puts_the_input_after_the_instruction() -> None:
     assert normalise(row) == Demonstration(prompt=(system, user), completion="5")
 
 
+def test_a_system_column_begins_the_turns() -> None:
+    system = Message(role="system", content="Be exact.")
+    told = {"system": "Be exact."}
+    assert normalise({"conversations": [ASKED, ANSWERED], **told}) == Conversation(messages=(system, USER, GOOD))
+    assert normalise({"question": "hi", "answer": "ho", **told}) == Demonstration(prompt=(system, USER), completion="ho")
+    preference = normalise({"prompt": "hi", "chosen": "ho", "rejected": "no", **told})
+    assert preference == Preference(prompt=(system, USER), chosen="ho", rejected="no")
+    assert normalise({"messages": [ASKED, ANSWERED], "system": ""}) == CONVERSATION
+    same = {"role": "system", "content": "Be exact."}
+    assert normalise({"messages": [same, ASKED, ANSWERED], **told}) == Conversation(messages=(system, USER, GOOD))
+    with pytest.raises(DataError, match="'system' is \"Be kind.\", but the first message is another system message"):
+        normalise({"messages": [same, ASKED, ANSWERED], "system": "Be kind."})
+
+
+def test_alpaca_history_comes_before_the_instruction() -> None:
+    row = {"instruction": "and", "input": "", "output": "so", "history": [["hi", "ho"]]}
+    assert normalise(row) == Demonstration(prompt=(USER, GOOD, Message(role="user", content="and")), completion="so")
+    with pytest.raises(DataError, match="'history': must be a list of"):
+        normalise({**row, "history": ["hi"]})
+
+
 def test_an_implicit_prompt_may_be_many_turns() -> None:
     again = {"role": "user", "content": "again"}
     row = {"chosen": [ASKED, ANSWERED, again, ANSWERED], "rejected": [ASKED, ANSWERED, again, REJECTED]}

@@ -82,7 +82,7 @@ def _oracle(rung: Rung, label: str) -> Rung:
 
 
 def _pair_notes(shop: Workshop) -> list[str]:
-    """Say how many questions gave preference pairs: a data maker's counts belong beside its result."""
+    """Say what data makers kept and left out: their counts belong beside the result."""
     notes = []
     for stage in shop.recipe.stages:
         if stage.data is not None and stage.data.source is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..core.errors import DataError, did_you_mean
@@ -84,7 +84,20 @@ where a prompt, completion, chosen or rejected is a text or a list of messages""
 
 
 def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
-    """Return a row as one of the four shapes; raises `DataError` that shows the row and the shapes there are."""
+    """Return a row as one of the four shapes; raises `DataError` that shows the row and the shapes there are.
+
+    A text in a column `system` becomes the system message that the turns begin with.
+    """
+    normal = _shaped(row, where)
+    system = row.get("system")
+    if isinstance(normal, Plain) or not isinstance(system, str) or not system.strip():
+        return normal
+    if isinstance(normal, Conversation):
+        return replace(normal, messages=_under(system, normal.messages, where))
+    return replace(normal, prompt=_under(system, normal.prompt, where))
+
+
+def _shaped(row: Mapping[str, Any], where: str) -> Normal:
     if "chosen" in row and "rejected" in row:
         return _preference(row, where)
     for key in ("messages", "conversations", "conversation"):
@@ -182,9 +195,20 @@ def _alpaca(row: Mapping[str, Any], prompt: tuple[Message, ...], where: str) -> 
         raise DataError(f"{where}, 'input': must be a text, not {type(extra).__name__}")
     if extra.strip():
         prompt = (*prompt[:-1], Message(role="user", content=f"{prompt[-1].content}\n\n{extra}"))
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        prompt = (Message(role="system", content=row["system"]), *prompt)
-    return prompt
+    earlier: list[Message] = []
+    for pair in row.get("history") or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+            raise DataError(f"{where}, 'history': must be a list of [question, answer]: {_show(row['history'])}")
+        earlier += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return (*earlier, *prompt)
+
+
+def _under(system: str, messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    if messages[0].role != "system":
+        return (Message(role="system", content=system), *messages)
+    if messages[0].content.strip() != system.strip():
+        raise DataError(f"{where}: 'system' is {_show(system)}, but the first message is another system message: remove one")
+    return messages
 
 
 def _prompt(value: Any, where: str) -> tuple[Message, ...]:
