@@ -53,7 +53,7 @@ def test_a_system_column_begins_the_turns() -> None:
     assert normalise({"messages": [ASKED, ANSWERED], "system": ""}) == CONVERSATION
     same = {"role": "system", "content": "Be exact."}
     assert normalise({"messages": [same, ASKED, ANSWERED], **told}) == Conversation(messages=(system, USER, GOOD))
-    with pytest.raises(DataError, match="'system' is \"Be kind.\", but the first message is another system message"):
+    with pytest.raises(DataError, match=r"'system' is \"Be kind\.\", but the first message is another system message"):
         normalise({"messages": [same, ASKED, ANSWERED], "system": "Be kind."})
 
 

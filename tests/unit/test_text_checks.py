@@ -216,6 +216,10 @@ def test_labels_are_found_and_balanced() -> None:
     assert found["evenness"] == pytest.approx(-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)), abs=1e-4)
     assert label_balance([f"Answer: {i}" for i in range(100)]) is None  # answers, not labels
     assert label_balance(["a long answer in many words, more than any label has"] * 40) is None
+    assert label_balance([f"Answer: {i % 30}" for i in range(1000)]) is None  # too many kinds to be labels
+    rest = label_balance(["yes"] * 80 + [f"other {i}" for i in range(20)])
+    assert rest is not None
+    assert (rest["labels"], rest["largest"]) == (21, 0.8)
     assert label_balance(["yes"] * 5) is None
     assert label_balance([*["yes"] * 30, *[None] * 30]) is None
     only = label_balance(["yes"] * 20)

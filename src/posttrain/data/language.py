@@ -15,13 +15,16 @@ from .words import words
 __all__ = ["script_and_guess"]
 
 _FUNCTION_WORDS = {
-    "en": "the of and to in is that it for was with as are this be on not have you what which how",
-    "de": "der die das und ist nicht ein eine zu den mit von auf für sich auch wie wird sind ich",
-    "fr": "le la les des et est une du que qui dans pour pas sur au avec ce il sont vous",
-    "es": "el la los las y es una que en por con para no se del un lo como su más",
-    "it": "il la di che è per un una non sono con del della gli le si nel come più anche",
-    "pt": "o a os as e é um uma que não com para do da em se por mais como dos",
-    "nl": "de het een en van is niet dat op te zijn met voor er aan ook die wordt bij naar",
+    "en": "the of and to in is that it for was with as are this be on not have you what which how a an he she they his her "
+    "at by from if has had will can does many much each",
+    "de": "der die das und ist nicht ein eine zu den mit von auf für sich auch wie wird sind ich er sie es im am wenn hat "
+    "haben einen einem jede jeden viele aus",
+    "fr": "le la les des et est une du que qui dans pour pas sur au avec ce il sont vous un à l d elle a combien par chaque "
+    "plus si en son sa ses ont de",
+    "es": "el la los las y es una que en por con para no se del un lo como su más de al cada si hay cuántos tiene cuando",
+    "it": "il la di che è per un una non sono con del della gli le si nel come più anche ogni se ha quanti al i",
+    "pt": "o os é um uma que não com para do da em se por mais como dos das de cada ele ela tem quantos ao",
+    "nl": "de het een en van is niet dat op te zijn met voor er aan ook die wordt bij naar hij ze heeft hoeveel elke als",
 }
 _LANGUAGES = {language: frozenset(listed.split()) for language, listed in _FUNCTION_WORDS.items()}
 _NAMES = {"cjk": "han", "hiragana": "kana", "katakana": "kana"}
