@@ -116,9 +116,10 @@ def _duplicates(
     copies = sorted(first[i] for group in groups for i in group[1:])
     if copies:
         a, b = (first[i] for i in groups[0][:2])
+        many = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
         message = (
-            f"near-duplicates (Jaccard similarity of word 3-grams {near:g} or more) in {len(groups)} groups, for example "
-            f"rows {a + 1} and {b + 1}"
+            f"near-duplicates (Jaccard similarity of word 3-grams {near:g} or more) in {many}, for example rows {a + 1} and "
+            f"{b + 1}"
         )
         report.add("warning", "near-duplicates", message, copies)
     report.duplicates = {
