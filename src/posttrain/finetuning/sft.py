@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
-from ..data.masks import Encoded, encode_completion, encode_conversation
+from ..data.masks import Encoded, encode_completion, encode_conversation, encode_text
 from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening
@@ -34,9 +34,10 @@ __all__ = ["Sft"]
 class Sft:
     """Supervised fine-tuning of all weights or of an adapter (LoRA and its kin, IA3, prefix, prompt, bottleneck).
 
-    Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last) or
-    `{"prompt": text or messages, "completion": text}`. A row longer than `max_length` tokens (0: the model's context)
-    is an error that names it; with `too_long="drop"` it is left out and counted in the checkpoint's `posttrain.json`.
+    Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last),
+    `{"prompt": text or messages, "completion": text}`, or `{"text": ...}`, all of which is trained. A row longer than
+    `max_length` tokens (0: the model's context) is an error that names it; with `too_long="drop"` it is left out and
+    counted in the checkpoint's `posttrain.json`.
     """
 
     version: ClassVar[str] = "1"
@@ -98,9 +99,13 @@ def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", 
             return encode_conversation(tokenizer, messages_of(row["messages"], "messages"), train=train)
         if isinstance(row.get("completion"), str) and "prompt" in row:
             return encode_completion(tokenizer, messages_of(row["prompt"], "prompt"), row["completion"])
+        if isinstance(row.get("text"), str):
+            return encode_text(tokenizer, row["text"])
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    raise DataError(f"{where}: expected 'messages', or 'prompt' and a text 'completion'; found {', '.join(sorted(row))}")
+    raise DataError(
+        f"{where}: expected 'messages', 'prompt' and a text 'completion', or 'text'; found {', '.join(sorted(row))}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,11 +119,11 @@ def _claim(folder: Path, key: str) -> None:
 def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> dict[str, Any]:
     """Train and return where the checkpoint is and what it cost; the same call again resumes."""
     from ..data.formats import training_rows
-    from ..data.sources import read_rows
+    from ..data.mixing import read_mix
     from ..models.load import resolve
 
     trainer = build_trainer(method)
-    rows = training_rows(read_rows(data), data)
+    rows = read_mix(data, seed=seed, prepare=training_rows).rows
     path = resolve(model)
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))

@@ -14,9 +14,10 @@ from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
-from ..core.types import Checkpoint, Cost, Usage
+from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
+from .making import makers_of, on_rows, read_hashes, read_sources
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
@@ -85,9 +86,14 @@ class Workshop:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         config = {key: value for key, value in config.items() if key != "search" or value is not None}
-        if stage.eval is not None:  # a later setting that is not set leaves the key as it was
-            late = {name for name in config["eval"] if "budget" in name or name == "instruction"}
-            config["eval"] = {key: value for key, value in config["eval"].items() if key not in late or value is not None}
+        late = {"instruction", "teacher", "sources"}
+        for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
+            if config[kind] is not None:
+                config[kind] = {
+                    key: value
+                    for key, value in config[kind].items()
+                    if value is not None or (key not in late and "budget" not in key)
+                }
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -97,6 +103,10 @@ class Workshop:
             facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
+        if stage.data is not None and (reads := read_hashes(stage.data)):
+            facts["reads"] = reads
+        if stage.eval is not None and stage.eval.teacher is not None:
+            facts["teacher"] = static_fingerprint(stage.eval.teacher)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -104,8 +114,8 @@ class Workshop:
         methods: list[Any] = []
         if stage.eval is not None:
             methods = [build_prompter(stage.eval.prompt), build_strategy(stage.eval.strategy)]
-        elif stage.data is not None and stage.data.maker is not None:
-            methods = [build_maker(stage.data.maker)]
+        elif stage.data is not None:
+            methods = makers_of(stage, stage.data, self.recipe)
         elif stage.train is not None:
             methods = [build_trainer(stage.train.method)]
         elif stage.search is not None:
@@ -131,6 +141,8 @@ class Workshop:
 
     def model_ref(self, stage: StageConfig) -> str:
         """Return what to load for a stage: an earlier stage's checkpoint or the recipe's model."""
+        if stage.eval is not None and stage.eval.teacher is not None:
+            return stage.eval.teacher
         return self.recipe.model if stage.model is None else str(self.done[stage.model].folder / "checkpoint")
 
     def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
@@ -195,19 +207,26 @@ class Workshop:
             rows: Sequence[Mapping[str, Any]] = training_rows(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
-            assert config.maker is not None
-            source = None if config.source is None else self.recipe.stage(config.source).eval
-            prompter = build_prompter(self.prompt(source) if source is not None else "zero_shot")
-            sampled = []
-            if config.source is not None and source is not None:
-                examples = self.task.examples(source.split)[: source.limit]
-                sampled = load_sampled(self.done[config.source].folder, examples)
-            made = build_maker(config.maker)(self.task, prompter, sampled, seed=self.recipe.seed)
+            seed = self.recipe.seed
+            made = self._made(config) if config.sources is None else read_sources(config.sources, seed=seed)
             rows, counts = made.rows, made.counts
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
         return Cost()
+
+    def _made(self, config: DataStage) -> Made:
+        assert config.maker is not None
+        maker = build_maker(config.maker)
+        source = None if config.source is None else self.recipe.stage(config.source)
+        if source is not None and source.data is not None:
+            maker = on_rows(maker, self.done[source.name].folder / "rows.jsonl")
+        asked = source.eval if source is not None else None
+        sampled = []
+        if source is not None and asked is not None:
+            sampled = load_sampled(self.done[source.name].folder, self.task.examples(asked.split)[: asked.limit])
+        prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
+        return maker(self.task, prompter, sampled, seed=self.recipe.seed)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
         self._engine = None  # the engine's memory is the trainer's now
