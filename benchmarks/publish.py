@@ -46,7 +46,7 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PAGES = {"searches": "[Beside all other searches](../results/searches.md), on counting letters. "}  # run -> what comes first
+PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYED = {"adaptive_consistency": "adaptive", "compute_optimal": "compute_optimal"}  # method -> finding of the replays
 
 
