@@ -33,6 +33,7 @@ from posttrain.report.words import interval, percent, points, probability, si
 from posttrain.stats.paired import compare, holm
 from posttrain.tasks.registry import load_task
 
+FINDINGS = ("adaptive", "compute_optimal", "compute_optimal_judged")
 ROOT = Path(__file__).resolve().parents[1]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -365,7 +366,7 @@ def main() -> None:
     kept = [{key: value for key, value in one.items() if key not in ("methods", "better_model")} for one in found]
     write_json(out / "replays.json", {"header": told, "made": made, "tasks": kept})
     write_atomic(out / "index.md", page(told, found, made))
-    print(json.dumps({one["name"]: {key: one[key]["target"] for key in ("adaptive", "compute_optimal")} for one in found}))
+    print(json.dumps({one["name"]: {key: one[key]["target"] for key in FINDINGS} for one in found}))
     print(f"written: {out / 'index.md'}")
 
 
