@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import demonstrations, folder
-from training_runs import killed_after, metrics, same, weights
+from training_runs import killed_after, metrics, same, two_processes, weights
 
 from posttrain.core.errors import TrainingError
 from posttrain.core.types import Checkpoint
@@ -73,6 +73,17 @@ def test_an_explosion_stops_before_the_update_and_names_the_row(start, tmp_path,
     whole = replace(method, explode=0.0)(start, data, tmp_path / "whole", seed=3)
     same(weights(made), weights(whole), rtol=0, atol=0)
     assert metrics(tmp_path) == metrics(tmp_path / "whole")
+
+
+def test_two_processes_stop_together(start, tmp_path):
+    def work():
+        Optimiser.norm = lambda self, usual=Optimiser.norm: usual(self) * (100.0 if len(taken) >= 20 else 1.0)
+        update, taken = Optimiser.update, []
+        Optimiser.update = lambda self, *a: (taken.append(1), update(self, *a))[1]
+        SFT(start, DATA, tmp_path / "two", seed=3)
+
+    assert two_processes(work, tmp_path / "meet") == [1, 1]
+    assert len(metrics(tmp_path / "two")) == 20
 
 
 def test_a_usual_run_is_not_stopped_and_resumes_with_its_memory(start, tmp_path, monkeypatch):

@@ -86,6 +86,9 @@ def test_the_parts_by_hand():
     assert found.activations == kept + kept / 4
     assert found.logits == 64 * 100 * (2 + 8) + 64 * 100 * 2
     assert found.total == found.more + 2000
+    assert found.overhead == 0
+    on_processor = estimate(replace(SIZES, cpu=True))
+    assert on_processor.more == pytest.approx(1.25 * (on_processor.more - on_processor.overhead), abs=1)
     wide = estimate(replace(SIZES, width=4))
     assert (wide.masters, wide.gradients, wide.adam) == (0, 4000, 8000)
     double = estimate(replace(SIZES, width=8))

@@ -1,6 +1,7 @@
 """Held-out rows: whole questions, the right loss, the best weights, early stopping; through kills and processes too."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -107,6 +108,39 @@ def test_the_held_out_loss_is_the_token_mean_of_the_weights_of_that_step_and_the
     losses = [row["loss"] for row in metrics(tmp_path / "plain")]
     assert losses == [row["loss"] for row in metrics(tmp_path / "run")]
     assert token_mean_loss(plain.path, held) == pytest.approx(found[16], rel=1e-5)
+
+
+def test_dpo_is_evaluated_on_held_out_pairs_against_the_start(start, tmp_path):
+    method, data = METHODS["dpo"]
+    made = replace(method, lr=1e-3, beta=0.5)(start, data, tmp_path, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(start.path)
+    held = [data[i] for i in sorted(split_by_question(data, 0.3, 3))]
+    nets = [AutoModelForCausalLM.from_pretrained(path).double() for path in (made.path, start.path)]
+
+    def logp(net, row, side) -> float:
+        encoded = encode_completion(tokenizer, [Message(role="user", content=row["prompt"])], row[side])
+        with torch.no_grad():
+            table = net(torch.tensor([encoded.ids])).logits[0].log_softmax(-1)
+        return sum(float(table[i - 1, encoded.ids[i]]) for i in range(len(encoded.ids)) if encoded.mask[i])
+
+    margins = []
+    for row in held:
+        chosen, rejected = (logp(nets[0], row, side) - logp(nets[1], row, side) for side in ("chosen", "rejected"))
+        margins.append(0.5 * (chosen - rejected))
+    loss = sum(math.log1p(math.exp(-m)) for m in margins) / len(margins)
+    told = facts(made)["evaluation"]
+    assert told["best_loss"] == pytest.approx(loss, rel=1e-4)
+    line = next(row for row in metrics(tmp_path) if row["step"] == told["best_step"])
+    assert line["eval_margin"] == pytest.approx(sum(margins) / len(margins), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_do_not_change_the_held_out_loss(name, start, tmp_path):
+    method, data = METHODS[name]
+    method = replace(method, lr=1e-4, epochs=1)
+    for tokens in (1, 100_000):
+        replace(method, tokens_per_microbatch=tokens)(start, data, tmp_path / str(tokens), seed=3)
+    assert evaluations(tmp_path / "1") == pytest.approx(evaluations(tmp_path / "100000"), rel=1e-4)
 
 
 def test_rows_of_a_file_are_held_out_and_named(start, tmp_path):

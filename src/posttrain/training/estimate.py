@@ -25,6 +25,7 @@ from ..stats.flops import forward_flops
 __all__ = ["Estimate", "Sizes", "advice", "estimate", "free_memory", "measure", "words"]
 
 SHORT, LONG = 32, 256  # tokens of the two sequences that are measured
+_OVERHEAD = 0.25  # of a process on a processor: the libraries' workspace, and freed memory that it keeps in pieces
 _DENSE = 1024  # tokens that one attention matrix covers at most where it is kept (models.sharing.LONG)
 
 
@@ -57,6 +58,7 @@ class Estimate:
     adam: int
     activations: int
     logits: int
+    overhead: int = 0
     seconds: float = 0.0
     steps: int = 0
     free: int | None = None
@@ -64,7 +66,7 @@ class Estimate:
     @property
     def more(self) -> int:
         """What is needed beside the weights, which are in memory already."""
-        return self.masters + self.gradients + self.adam + self.activations + self.logits
+        return self.masters + self.gradients + self.adam + self.activations + self.logits + self.overhead
 
     @property
     def total(self) -> int:
@@ -89,7 +91,7 @@ def estimate(sizes: Sizes) -> Estimate:
         kept = min(kept, sizes.layers * sizes.tokens * sizes.hidden * sizes.width + layer)
     logits = min(CHUNK, sizes.tokens) * sizes.vocabulary  # of one chunk, and two wide copies
     chunk = logits * sizes.width + min(8 * logits, 2 * CACHE if sizes.cpu else 8 * logits)
-    return Estimate(
+    found = Estimate(
         weights=sizes.weights,
         masters=0 if wide else 4 * sizes.trained,
         gradients=max(4, sizes.width) * sizes.trained,
@@ -97,6 +99,7 @@ def estimate(sizes: Sizes) -> Estimate:
         activations=round(kept + layer),
         logits=chunk + min(sizes.tokens * sizes.vocabulary * sizes.width, KEPT),
     )
+    return replace(found, overhead=round(_OVERHEAD * found.more) if sizes.cpu else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,7 @@ def words(name: str, found: Estimate) -> str:
     """Return the estimate as a sentence."""
     parts = {
         "weights": found.weights, "masters": found.masters, "gradients": found.gradients, "Adam": found.adam,
-        "activations": found.activations, "logits": found.logits,
+        "activations": found.activations, "logits": found.logits, "overhead": found.overhead,
     }  # fmt: skip
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size)
     free = "" if found.free is None else f"; {_gib(found.more)} beside the weights, {_gib(found.free)} free"

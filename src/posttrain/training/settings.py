@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..core.errors import ConfigError
 
-__all__ = ["LoopSettings", "Tracker", "key_config"]
+__all__ = ["NEUTRAL", "LoopSettings", "Tracker", "key_config"]
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
