@@ -13,7 +13,7 @@ from typing import Any
 from ..core.errors import ConfigError, DataError, PosttrainError, TrainingError
 from ..core.seeds import derive
 from .artifact import plain
-from .processes import by_first_process, rank_and_world
+from .processes import by_first_process, rank_and_world, wait_for_all
 from .state import keep_states, load_state, save_state
 from .step import Learner
 
@@ -113,6 +113,7 @@ class HeldOut:
             )
         tensors, _ = load_state(path, key=self.key, device=learner.device)
         learner.optimiser.load_weights(tensors["masters"])
+        wait_for_all()  # the export removes the folder: not before every process has read it
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

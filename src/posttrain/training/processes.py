@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ..core.errors import PosttrainError
 
-__all__ = ["by_first_process", "rank_and_world", "say"]
+__all__ = ["by_first_process", "rank_and_world", "say", "wait_for_all"]
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -37,6 +37,12 @@ def by_first_process(work: Callable[[], None]) -> None:
         raise failure
     if told[0] is not None:
         raise PosttrainError(told[0])
+
+
+def wait_for_all() -> None:
+    """Go on only when every process has come this far."""
+    if rank_and_world()[1] > 1:
+        dist.barrier()
 
 
 def say(sentence: str) -> None:
