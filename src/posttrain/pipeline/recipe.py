@@ -77,10 +77,11 @@ class DataStage(Strict):
 
 
 class TrainStage(Strict):
-    """Train with a method on an earlier data stage's rows."""
+    """Train with a method on an earlier data stage's rows; `eval_data` names one whose rows are held out."""
 
     method: str
     data: str
+    eval_data: str | None = None
 
 
 class StageConfig(Strict):
@@ -109,7 +110,7 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
-        names += [self.train.data] if self.train else []
+        names += [self.train.data, self.train.eval_data] if self.train else []
         return tuple(name for name in names if name is not None)
 
 
@@ -142,8 +143,10 @@ class Recipe(Strict):
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
             if stage.model is not None and earlier[stage.model].train is None:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
-            if stage.train is not None and earlier[stage.train.data].data is None:
-                raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
+            for key in ("data", "eval_data"):
+                source = getattr(stage.train, key, None)
+                if source is not None and earlier[source].data is None:
+                    raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
             if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
                 raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
             if stage.data is not None and stage.data.source is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError, PosttrainError
+from ..core.errors import ConfigError, DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
@@ -94,6 +94,8 @@ class Workshop:
                     for key, value in config[kind].items()
                     if value is not None or (key not in late and "budget" not in key)
                 }
+        if stage.train is not None and stage.train.eval_data is None:
+            config["train"].pop("eval_data")
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -107,6 +109,8 @@ class Workshop:
             facts["reads"] = reads
         if stage.eval is not None and stage.eval.teacher is not None:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
+        if stage.train is not None and (held_out := getattr(build_trainer(stage.train.method), "eval_data", None)):
+            facts["eval_data"] = file_hash(Path(held_out)) if Path(held_out).is_file() else held_out
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -236,7 +240,15 @@ class Workshop:
         from ..models.load import resolve
 
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
-        trained = build_trainer(config.method)(start, rows, folder, seed=self.recipe.seed)
+        trainer: Any = build_trainer(config.method)
+        if config.eval_data is not None:
+            held_out = self.done[config.eval_data].folder / "rows.jsonl"
+            if not hasattr(trainer, "eval_data") or trainer.eval_data is not None:
+                raise ConfigError(
+                    f"stage '{stage.name}': '{config.method}' takes no eval_data from a stage, or names its own"
+                )
+            trainer = replace(trainer, eval_data=str(held_out))
+        trained: Checkpoint = trainer(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
     def close(self) -> None:
