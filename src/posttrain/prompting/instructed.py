@@ -43,6 +43,7 @@ class Instructed:
     """
 
     needs: ClassVar[Any] = _Needs()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhou et al. 2022, arXiv 2211.01910"
     cost: ClassVar[str] = "instruction + the other prompter's; a search, if one found it, once"
     fails: ClassVar[str] = "small models follow examples better than instructions; an instruction found on one model or task"

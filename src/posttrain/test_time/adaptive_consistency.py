@@ -38,6 +38,7 @@ class AdaptiveConsistency:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Aggarwal et al. 2023, arXiv 2305.11860"
     cost: ClassVar[str] = "4 to n replies, the prompt again each wave (cached by most engines)"
     fails: ClassVar[str] = "the first few samples agree on a wrong answer; waves of 1 leave a busy engine's batch smaller"

@@ -45,6 +45,7 @@ class BeamSearch:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Snell et al. 2024, arXiv 2408.03314, section 5.2"
     cost: ClassVar[str] = "at most steps × width × expand step generations (fewer as beams finish), each scored"
     fails: ClassVar[str] = "the score misjudges unfinished replies: all beams then follow the same wrong beginning"

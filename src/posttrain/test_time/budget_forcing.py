@@ -41,6 +41,7 @@ class BudgetForcing:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Muennighoff et al. 2025, arXiv 2501.19393"
     cost: ClassVar[str] = "at most max_tokens + answer_tokens in up to waits + 2 calls, each reads what is written again"
     fails: ClassVar[str] = (

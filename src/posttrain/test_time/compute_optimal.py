@@ -42,6 +42,7 @@ class ComputeOptimal:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Snell et al. 2024, arXiv 2408.03314"
     cost: ClassVar[str] = "pilot to n replies by difficulty, the prompt twice; once: the graded samples for the table"
     fails: ClassVar[str] = (

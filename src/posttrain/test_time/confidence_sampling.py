@@ -49,6 +49,7 @@ class ConfidenceSampling:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logprobs"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Fu et al. 2025, arXiv 2508.15260"
     cost: ClassVar[str] = "warmup to n replies, the unconfident ones in part; with mode=offline n replies"
     fails: ClassVar[str] = "the model is as sure of wrong traces as of right ones: look at its calibration first"

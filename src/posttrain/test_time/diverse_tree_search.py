@@ -45,6 +45,7 @@ class DiverseTreeSearch:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Beeching, Tunstall, Rush 2024, Scaling test-time compute with open models (DVTS)"
     cost: ClassVar[str] = "at most steps × n × width step generations, each scored"
     fails: ClassVar[str] = "the score misjudges steps; or the budget is small, and beam search uses it better"

@@ -56,6 +56,7 @@ class Mcts:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Kocsis & Szepesvári 2006 (UCT); Silver et al. 2017 (PUCT); Hao et al. 2023, arXiv 2305.14992"
     cost: ClassVar[str] = "at most simulations × expand steps and simulations × rollouts rests of replies, each scored"
     fails: ClassVar[str] = "values are noisy or few simulations are made: then best-of-N with the same tokens is better"

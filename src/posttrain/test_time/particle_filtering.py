@@ -57,6 +57,7 @@ class ParticleFiltering:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Puri et al. 2025, arXiv 2502.01618, algorithm 1"
     cost: ClassVar[str] = "at most steps × n step generations, those of overwritten particles included, each scored"
     fails: ClassVar[str] = "few particles and sharp weights: one early favourite overwrites all others"

@@ -57,6 +57,7 @@ class SelfRefine:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Madaan et al. 2023, arXiv 2303.17651"
     cost: ClassVar[str] = "1 + 2 × rounds replies, each reads the question and the latest answer again"
     fails: ClassVar[str] = "without an outside signal the critic breaks right answers as often as it mends wrong ones"

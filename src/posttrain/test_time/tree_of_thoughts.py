@@ -65,6 +65,7 @@ class TreeOfThoughts:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Yao et al. 2023, arXiv 2305.10601, algorithms 1 and 2"
     cost: ClassVar[str] = "at most nodes thoughts, their verdicts (× evaluations) or scores, and one rest of a reply"
     fails: ClassVar[str] = "the model cannot judge its own steps; small models cannot. A task without steps gains nothing"

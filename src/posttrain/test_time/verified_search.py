@@ -48,6 +48,7 @@ class VerifiedSearch:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Cobbe et al. 2021, arXiv 2110.14168; Stroebl et al. 2024, arXiv 2411.17501"
     cost: ClassVar[str] = "1 to n replies and scorings, the prompt again each wave"
     fails: ClassVar[str] = "the verifier accepts wrong answers: the first one accepted ends the search"
