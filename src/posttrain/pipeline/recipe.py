@@ -75,10 +75,11 @@ class DataStage(Strict):
 
 
 class TrainStage(Strict):
-    """Train with a method on an earlier data stage's rows."""
+    """Train with a method on an earlier data stage's rows; `teacher` names the training stage a distillation learns from."""
 
     method: str
     data: str
+    teacher: str | None = None
 
 
 class StageConfig(Strict):
@@ -107,7 +108,7 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
-        names += [self.train.data] if self.train else []
+        names += [self.train.data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
 
@@ -142,6 +143,8 @@ class Recipe(Strict):
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
             if stage.train is not None and earlier[stage.train.data].data is None:
                 raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
+            if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
+                raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
             if stage.data is not None and stage.data.source is not None and earlier[stage.data.source].eval is None:
                 raise ValueError(f"stage '{stage.name}': from '{stage.data.source}' is not an evaluation stage")
             if (

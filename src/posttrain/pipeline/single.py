@@ -19,6 +19,7 @@ from .evaluate import Evaluation, evaluate, shots_dropped
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
+from .rows import rows_for
 from .stages import cost_to
 from .verifying import scorers
 
@@ -118,12 +119,11 @@ def _claim(folder: Path, key: str) -> None:
 
 def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> dict[str, Any]:
     """Train and return where the checkpoint is and what it cost; the same call again resumes."""
-    from ..data.formats import training_rows
     from ..data.sources import read_rows
     from ..models.load import resolve
 
     trainer = build_trainer(method)
-    rows = training_rows(read_rows(data), data)
+    rows = rows_for(trainer, read_rows(data), data)
     path = resolve(model)
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError, PosttrainError
+from ..core.errors import ConfigError, DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
-from ..core.protocols import Task
+from ..core.protocols import Task, Trainer
 from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Usage
 from ..engines.purse import Allowance
@@ -21,6 +21,7 @@ from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+from .rows import rows_with_scores
 from .verifying import scorers
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Workshop:
         if stage.eval is not None:  # a later setting that is not set leaves the key as it was
             late = {name for name in config["eval"] if "budget" in name or name == "instruction"}
             config["eval"] = {key: value for key, value in config["eval"].items() if key not in late or value is not None}
+        if stage.train is not None and stage.train.teacher is None:
+            del config["train"]["teacher"]
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -97,6 +100,8 @@ class Workshop:
             facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
+        if stage.train is not None and (teacher := getattr(build_trainer(stage.train.method), "teacher", "")):
+            facts["teacher"] = static_fingerprint(teacher)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -107,7 +112,7 @@ class Workshop:
         elif stage.data is not None and stage.data.maker is not None:
             methods = [build_maker(stage.data.maker)]
         elif stage.train is not None:
-            methods = [build_trainer(stage.train.method)]
+            methods = [_trainer(stage.train)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
@@ -189,10 +194,9 @@ class Workshop:
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
         if config.file is not None:
-            from ..data.formats import training_rows
             from ..data.sources import read_rows
 
-            rows: Sequence[Mapping[str, Any]] = training_rows(read_rows(self._file(config.file)), config.file)
+            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
             assert config.maker is not None
@@ -217,7 +221,8 @@ class Workshop:
         from ..models.load import resolve
 
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
-        trained = build_trainer(config.method)(start, rows, folder, seed=self.recipe.seed)
+        teacher = None if config.teacher is None else self.done[config.teacher].folder / "checkpoint"
+        trained = _trainer(config, teacher)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
     def close(self) -> None:
@@ -241,6 +246,15 @@ class Workshop:
         """Return what had to be paid once before this evaluation: training, the sampling that made its data, searching."""
         before = {name for source in stage.inputs for name in self.ancestors(source)}
         return sum((self.done[name].cost for name in sorted(before)), Cost())
+
+
+def _trainer(config: TrainStage, teacher: Path | None = None) -> Trainer:
+    """Return a stage's trainer, which learns from the teacher that the stage names, if it does; refuses one for nothing."""
+    trainer: Any = build_trainer(config.method)
+    if config.teacher is not None and getattr(trainer, "teacher", None) != "":
+        why = "has a teacher of its own" if hasattr(trainer, "teacher") else "learns from no teacher"
+        raise ConfigError(f"{config.method}: {why}, so the stage's 'teacher: {config.teacher}' must be left out")
+    return trainer if teacher is None else replace(trainer, teacher=str(teacher))  # type: ignore[no-any-return]
 
 
 @dataclass
