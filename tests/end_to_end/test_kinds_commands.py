@@ -119,26 +119,39 @@ def test_both_are_stages_and_an_earlier_stage_is_a_teacher(
     assert "0 stages run, 6 skipped" in again.output.replace("\n", " ")
 
 
-def test_a_stages_key_follows_the_teachers_content_and_is_the_old_one_without(models: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path, models, {"teacher": None, "method": f"distill:teacher={models / 'teacher'}"})
+def workshop_of(path: Path, tmp_path: Path) -> Workshop:
     workshop = Workshop(load_recipe(path), tmp_path / "out")
-    stages = workshop.recipe.stages
     workshop.done = {"worked": type("Done", (), {"key": "w"})()}  # type: ignore[dict-item]
-    before = workshop.key(stages[2])
-    other = tiny_models.folder(tmp_path / "teacher", tiny_models.llama(hidden_size=48), seed=6)
-    (tmp_path / "teacher").rename(tmp_path / "kept")
-    (tmp_path / "teacher").symlink_to(models / "teacher")
-    method = f"distill:teacher={other}"
+    return workshop
+
+
+def test_a_stages_key_follows_the_teachers_content(models: Path, tmp_path: Path) -> None:
+    link, other = tmp_path / "link", tiny_models.folder(tmp_path / "other", tiny_models.llama(hidden_size=48), seed=6)
+    workshop = workshop_of(recipe(tmp_path, models, {"teacher": None, "method": f"distill:teacher={link}"}), tmp_path)
     keys = []
-    for target in (models / "teacher", tmp_path / "kept"):
-        (tmp_path / "teacher").unlink()
-        (tmp_path / "teacher").symlink_to(target)
-        stage = stages[2].model_copy(update={"train": stages[2].train.model_copy(update={"method": method})})  # type: ignore[union-attr]
-        keys.append(workshop.key(stage))
-    assert keys[0] != keys[1]
-    assert before not in keys  # the spec names another place
-    plain = json.loads(stages[1].model_dump_json(by_alias=True))["train"]
-    assert plain["teacher"] is None
+    for target in (models / "teacher", other, models / "teacher"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        keys.append(workshop.key(workshop.recipe.stage("small")))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_stage_without_a_teacher_keeps_the_key_that_it_had(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop, seen = workshop_of(recipe(tmp_path, models), tmp_path), []
+    dumps = json.dumps
+    monkeypatch.setattr(
+        "posttrain.pipeline.stages.json.dumps", lambda facts, **how: seen.append(facts) or dumps(facts, **how)
+    )
+    workshop.key(workshop.recipe.stage("big"))
+    assert seen[-1]["config"]["train"] == {"method": "sft:lr=1e-3,dtype=float32", "data": "worked"}
+    assert seen[-1].keys() == {"config", "inputs", "seed", "task", "model", "numbers", "versions"}
+
+
+def versions(path: Path, tmp_path: Path) -> list[str]:
+    loaded = load_recipe(path)
+    return Workshop(loaded, tmp_path / "out").versions(loaded.stage("small"))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +166,4 @@ def test_a_stages_key_follows_the_teachers_content_and_is_the_old_one_without(mo
 def test_a_wrong_teacher_is_said_before_anything_runs(change: dict, message: str, models: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, models, change)
     with pytest.raises(ConfigError, match=message):
-        loaded = load_recipe(path)
-        workshop = Workshop(loaded, tmp_path / "out")
-        workshop.versions(loaded.stage("small"))
+        versions(path, tmp_path)

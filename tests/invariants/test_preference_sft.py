@@ -222,7 +222,7 @@ def test_too_long_responses_are_an_error_or_counted(start, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": 0.5}, "beta = 0.5 has no effect with mode=chosen, margin=none"),
+        ({"beta": 0.5}, "beta = 0.5 has no effect with mode=chosen, margin=off"),
         ({"margin_gap": 0.5}, "margin_gap = 0.5 has no effect"),
         ({"mode": "best", "margin": "hinge"}, "margin = hinge has no effect with mode=best"),
         ({"mode": "best", "threshold": 0.1}, "threshold = 0.1 has no effect with mode=best"),

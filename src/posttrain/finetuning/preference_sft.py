@@ -73,7 +73,7 @@ class PreferenceSft:
     fails: ClassVar[str] = "scores that reward length or form: that is learned; beta too small: a few responses, by heart"
 
     mode: Literal["chosen", "best", "filtered", "weighted"] = "chosen"
-    margin: Literal["none", "hinge", "sigmoid"] = "none"
+    margin: Literal["off", "hinge", "sigmoid"] = "off"
     margin_weight: float = 1.0  # of the ranking term against the likelihood
     margin_scale: float = 1.0  # of the difference of mean log-probabilities
     margin_gap: float = 0.0  # how much it must exceed
@@ -118,7 +118,7 @@ class PreferenceSft:
     def _check(self) -> None:
         for field in fields(self):
             read = field.name not in _READ_BY or self.mode in _READ_BY[field.name]
-            if field.name.startswith("margin_") and self.margin == "none":
+            if field.name.startswith("margin_") and self.margin == "off":
                 read = False
             if not read and getattr(self, field.name) != field.default:
                 raise ConfigError(
@@ -134,9 +134,9 @@ class PreferenceSft:
     def _pairs(self, tokenizer: Any, data: Sequence[Mapping[str, Any]]) -> tuple[list[_Item], dict[str, Any]]:
         items = []
         for i, row in enumerate(data):
-            if self.margin != "none" or "rejected" in row:
+            if self.margin != "off" or "rejected" in row:
                 chosen, rejected = encode_pair(tokenizer, row, where=f"row {i}")
-                group = (chosen,) if self.margin == "none" else (chosen, rejected)
+                group = (chosen,) if self.margin == "off" else (chosen, rejected)
             else:
                 group = (_chosen(tokenizer, row, where=f"row {i}"),)
             items.append(_Item(i, group))
@@ -209,7 +209,7 @@ class _Objective:
         return _Totals(tokens=sum(item.group[0].trained for item in items), pairs=len(items))
 
     def __call__(self, module: Forward, items: Sequence[_Item], totals: _Totals) -> tuple[Tensor, dict[str, Any]]:
-        if self.method.margin != "none":
+        if self.method.margin != "off":
             return self._ranked(module, items, totals)
         groups = share_opening([item.group[0] for item in items], self.shape)
         batch = module.batch(groups)
