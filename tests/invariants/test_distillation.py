@@ -233,6 +233,24 @@ def test_an_adapter_folder_is_a_teacher(adapter, start, tmp_path):
     assert metrics(tmp_path / "out")[0]["divergence"] == pytest.approx(kl(torch.cat(p), q), rel=1e-4)
 
 
+KINDS = {
+    "dora": {"rank": 2},
+    "ia3": {},
+    "prefix": {"virtual_tokens": 3},
+    "prompt": {"virtual_tokens": 3},
+    "bottleneck": {"width": 4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_learns_from_a_teacher(kind, method, start, tmp_path):
+    chosen = replace(method, adapter=kind, lr=5e-2, epochs=4, batch_size=13, save_every=0, **KINDS[kind])
+    made = chosen(start, ROWS, tmp_path, seed=3)
+    rows = metrics(tmp_path)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert made.base == str(start.path)
+
+
 def test_the_teacher_stays_as_it_is(method, start, teacher, tmp_path):
     before = (teacher / "model.safetensors").read_bytes()
     opened = []
@@ -303,6 +321,7 @@ def test_too_long_rows_are_an_error_or_counted_also_for_the_teachers_context(met
     ("changes", "message"),
     [
         ({"teacher": ""}, "distill: no teacher"),
+        ({"teacher": "openai:gpt"}, "a server does not tell the probabilities of all tokens; fine-tune with sft"),
         ({"divergence": "js", "beta": 1.0}, "beta = 1.0 must be between 0 and 1"),
         ({"beta": 0.2}, "belongs to divergence=js"),
         ({"temperature": 0.0}, "temperature = 0.0 must be positive"),

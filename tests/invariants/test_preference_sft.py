@@ -183,6 +183,20 @@ def test_pairs_come_to_be_ranked_as_judged(start, tmp_path):
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
 
 
+KINDS = {"ia3": {}, "prefix": {"virtual_tokens": 3}, "bottleneck": {"width": 4}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_adapter_learn_from_judgements(kind, start, tmp_path):
+    for name in ("sigmoid", "weighted"):
+        method, data = CASES[name]
+        chosen = replace(method, adapter=kind, lr=5e-2, epochs=4, batch_size=100, save_every=0, **KINDS[kind])
+        made = chosen(start, data, tmp_path / name, seed=3)
+        rows = metrics(tmp_path / name)
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        assert made.base == str(start.path)
+
+
 def test_cost_of_pairs_shares_the_prompt_and_counts_both_responses(start, tmp_path):
     made = replace(BASE, margin="sigmoid", epochs=1)(start, PAIRS, tmp_path, seed=3)
     shape, flops = load(start.path).shape, 0.0

@@ -102,6 +102,11 @@ class Distill:
                 "distill: no teacher: set teacher= to an alias, a folder, an adapter folder or a hub id "
                 "(in a recipe, also the key 'teacher' of the stage, an earlier training stage)"
             )
+        if self.teacher.partition(":")[0] in ("openai", "scripted"):
+            raise ConfigError(
+                f"distill: teacher = {self.teacher}: a server does not tell the probabilities of all tokens; fine-tune with "
+                "sft on the replies that it writes"
+            )
         if not 0 < self.beta < 1 or (self.divergence != "js" and self.beta != 0.5):
             raise ConfigError(
                 f"distill: beta = {self.beta} must be between 0 and 1, and belongs to divergence=js "
