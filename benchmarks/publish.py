@@ -46,8 +46,11 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PAGES = {"searches": "[Beside all other searches](../results/searches.md), on counting letters. "}  # run -> what comes first
-REPLAYED = {"adaptive_consistency": "adaptive", "compute_optimal": "compute_optimal"}  # method -> finding of the replays
+PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
+REPLAYED = {  # method -> findings of the replays
+    "adaptive_consistency": ["adaptive"],
+    "compute_optimal": ["compute_optimal", "compute_optimal_judged"],
+}
 
 
 def percent(value: float) -> str:
@@ -117,13 +120,17 @@ def speed() -> str:
     return "\n".join(lines) + "\n\nThe files in `benchmarks/results/` name the settings, versions and commit."
 
 
-def replayed(finding: str) -> str | None:
+def replayed(findings: list[str]) -> str | None:
     """What the replays on pools found, task by task; None where they have not been run."""
     path = ROOT / "docs" / "results" / "test_time" / "replays.json"
     if not path.is_file():
         return None
     tasks = json.loads(path.read_text())["tasks"]
-    said = [f"**{one['name']}** (n = {one['questions']}): {saving_sentence(one[finding], several=False)}" for one in tasks]
+    said = [
+        f"**{one['name']}** (n = {one['questions']}): {saving_sentence(one[finding], several=False)}"
+        for finding in findings
+        for one in tasks
+    ]
     return " ".join(["[Replayed on pools of samples](../results/test_time/index.md).", *said])
 
 
@@ -166,8 +173,8 @@ def main() -> None:
     for method, (run, rungs) in MEASURED.items():
         if run in reports:
             fill(method, PAGES.get(run, "") + " ".join(told(reports[run], rung) for rung in rungs))
-    for method, finding in REPLAYED.items():
-        if said := replayed(finding):
+    for method, findings in REPLAYED.items():
+        if said := replayed(findings):
             fill(method, said)
     print("published:", ", ".join(reports))
 

@@ -33,6 +33,7 @@ from posttrain.report.words import interval, percent, points, probability, si
 from posttrain.stats.paired import compare, holm
 from posttrain.tasks.registry import load_task
 
+FINDINGS = ("adaptive", "compute_optimal", "compute_optimal_judged")
 ROOT = Path(__file__).resolve().parents[1]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -66,6 +67,7 @@ class Config(Strict):
     threshold: float = Field(gt=0.5, lt=1)
     pilot: AtLeastOne
     verifier: str
+    accept: float = 1.0  # its score from which a sample is accepted
     max_tokens: int | None = None
     slots: AtLeastOne = 128
     device: str = "auto"
@@ -182,9 +184,10 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
     voting = named("self_consistency", **warm)
     adaptive = named("adaptive_consistency", **warm, threshold=config.threshold)
     optimal = named("compute_optimal", **warm, pilot=config.pilot)
+    judged = named("compute_optimal", **warm, pilot=config.pilot, verifier=config.verifier, accept=config.accept)
     ranked = [named("best_of_n", **warm), named("best_of_n", **warm, verifier=config.verifier)]
     weighted = named("best_of_n", **warm, verifier=config.verifier, weighted=True)
-    methods = ["greedy", named("sample", **warm), voting, adaptive, optimal, *ranked, weighted]
+    methods = ["greedy", named("sample", **warm), voting, adaptive, optimal, judged, *ranked, weighted]
     common: dict[str, Any] = {"source": source, "sizes": config.sizes_n, "draws": config.draws, "keep": runs / task.name}
     found = run_curve(
         CurveRequest(models=[f"policy={policy}"], strategies=methods, out=out / task.name / "methods", **common)
@@ -229,6 +232,13 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
         ),
         "compute_optimal": optimal_target(
             next(s for s in found["savings"] if s["strategy"] == optimal and s["n"] == config.vote)
+        ),
+        "compute_optimal_judged": optimal_target(
+            next(
+                s
+                for s in found["savings"]
+                if s["strategy"] == judged and s["n"] == config.vote and s["uniform"].startswith("best_of_n")
+            )
         ),
         "methods": found,
         "better_model": crossing,
@@ -297,7 +307,8 @@ def page(told: dict[str, Any], found: list[dict[str, Any]], made: dict[str, Any]
         )
     for key, title in (
         ("adaptive", "Adaptive consistency against full voting"),
-        ("compute_optimal", "Compute-optimal against uniform"),
+        ("compute_optimal", "Compute-optimal, by agreement, against uniform voting"),
+        ("compute_optimal_judged", "Compute-optimal, by accepted samples, against uniform best-of-n"),
     ):
         lines += ["", f"## {title}", ""]
         lines += [
@@ -355,7 +366,7 @@ def main() -> None:
     kept = [{key: value for key, value in one.items() if key not in ("methods", "better_model")} for one in found]
     write_json(out / "replays.json", {"header": told, "made": made, "tasks": kept})
     write_atomic(out / "index.md", page(told, found, made))
-    print(json.dumps({one["name"]: {key: one[key]["target"] for key in ("adaptive", "compute_optimal")} for one in found}))
+    print(json.dumps({one["name"]: {key: one[key]["target"] for key in FINDINGS} for one in found}))
     print(f"written: {out / 'index.md'}")
 
 

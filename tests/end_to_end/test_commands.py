@@ -92,7 +92,7 @@ def test_chat_streams_and_leaves(tiny: Path) -> None:
 
 def test_train_refuses_rows_of_another_shape(tiny: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"text": "just text"}\n')
+    rows.write_text('{"words": "just words"}\n')
     with pytest.raises(DataError):
         RUNNER.invoke(
             app, ["train", "sft", "-m", str(tiny), "--data", str(rows), "-o", str(tmp_path / "o")], catch_exceptions=False

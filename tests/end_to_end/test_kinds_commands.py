@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from posttrain.cli.main import app
 from posttrain.core.errors import ConfigError, DataError
+from posttrain.data.rows import rows_for, rows_with_scores
 from posttrain.models.load import fingerprint_of
+from posttrain.pipeline.making import read_sources
 from posttrain.pipeline.recipe import load_recipe
-from posttrain.pipeline.rows import rows_for, rows_with_scores
 from posttrain.pipeline.stages import Workshop
 
 RUNNER = CliRunner()
@@ -56,6 +57,17 @@ def test_preference_sft_from_the_command_line(mode: str, models: Path, tmp_path:
     assert (Path(made["checkpoint"]) / "adapter_model.safetensors").is_file()
 
 
+def test_preference_sft_learns_from_a_mix_of_scored_files(models: Path, tmp_path: Path) -> None:
+    for name, rows in (("a", SCORED[:3]), ("b", SCORED[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
+    arguments = ["train", "preference_sft:mode=best,dtype=float32", "--model", str(models / "student"), "--data", mix]
+    done = RUNNER.invoke(app, [*arguments, "--out", str(tmp_path / "out"), "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["rows"] == 6
+    assert read_sources(mix, seed=0).counts["rows"] == 6
+    assert all(len(row["scores"]) == 2 for row in read_sources(mix, seed=0).rows)
+
+
 def test_scores_are_kept_for_those_that_read_them_only() -> None:
     class Reads:
         scored = True
@@ -79,13 +91,13 @@ RECIPE = {
         {"name": "big", "train": {"method": "sft:lr=1e-3,dtype=float32", "data": "worked"}},
         {
             "name": "small",
-            "train": {"method": "distill:lr=1e-3,dtype=float32", "data": "worked", "teacher": "big"},
+            "train": {"method": "distill:lr=1e-3,dtype=float32", "data": "worked", "eval_data": "worked", "teacher": "big"},
         },
         {"name": "judged", "data": {"file": "scored.jsonl"}},
         {
             "name": "weighted",
             "model": "small",
-            "train": {"method": "preference_sft:mode=weighted,dtype=float32", "data": "judged"},
+            "train": {"method": "preference_sft:mode=weighted,dtype=float32", "data": "judged", "eval_data": "judged"},
         },
         {"name": "asked", "model": "weighted", "lever": "fine-tuning", "eval": {"max_tokens": 4}},
     ],
@@ -112,6 +124,9 @@ def test_both_are_stages_and_an_earlier_stage_is_a_teacher(
     out = tmp_path / "out"
     facts = json.loads((out / "03-small" / "checkpoint" / "posttrain.json").read_text())
     assert facts["data"]["teacher"]["fingerprint"] == fingerprint_of(out / "02-big" / "checkpoint")
+    assert facts["evaluation"]["rows"] == facts["evaluation"]["also_trained"] == 6
+    judged = json.loads((out / "05-weighted" / "checkpoint" / "posttrain.json").read_text())
+    assert (judged["data"]["responses"], judged["evaluation"]["rows"]) == (24, 6)  # scores reach the held-out rows too
     costs = {f.name[3:]: json.loads((f / "DONE.json").read_text())["cost"]["flops"] for f in out.glob("0*-*")}
     rung = json.loads((out / "report.json").read_text())["rungs"][0]
     assert rung["fixed"]["flops"] == pytest.approx(costs["big"] + costs["small"] + costs["weighted"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import TEMPLATE, demonstrations, folder, llama, model, tokenizer
+from training_runs import killed_after
 from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError, DataError, ModelError
@@ -19,6 +20,7 @@ from posttrain.models.forward import Forward
 from posttrain.models.load import fingerprint_of, load
 from posttrain.models.shape import shape_of
 from posttrain.stats.flops import forward_flops, train_flops
+from posttrain.training.heldout import split_by_question
 from posttrain.training.rows import encode_row
 from posttrain.training.state import Metrics
 from posttrain.training.teacher import open_teacher
@@ -338,3 +340,52 @@ def test_another_teacher_is_another_run(method, start, tmp_path):
     replace(method, epochs=1)(start, demonstrations(3), tmp_path / "out", seed=3)
     with pytest.raises(ConfigError, match="finished run with another"):
         replace(method, epochs=1, teacher=str(start.path))(start, demonstrations(3), tmp_path / "out", seed=3)
+
+
+def test_held_out_rows_are_measured_against_the_teacher_and_charged_its_reading(method, start, teacher, tmp_path):
+    chosen = replace(method, eval_share=0.3, eval_every=2, sample_every=3, sample_tokens=4)
+    made = chosen(start, ROWS, tmp_path / "run", seed=3)
+    held = split_by_question(ROWS, 0.3, 3)
+    asked, others = ([row for i, row in enumerate(ROWS) if (i in held) == side] for side in (True, False))
+    told = json.loads((made.path / "posttrain.json").read_text())
+    evaluations = {row["step"]: row for row in metrics(tmp_path / "run") if "eval_loss" in row}
+    assert list(evaluations) == [2, 4]
+    assert told["evaluation"]["rows"] == len(asked) == 4
+    best = evaluations[told["evaluation"]["best_step"]]
+    divergence = kl(tables(teacher, asked)[0], tables(made.path, asked)[0])
+    assert best["eval_loss"] == pytest.approx(divergence, rel=1e-4)
+    assert best["eval_divergence"] == pytest.approx(divergence, rel=1e-4)
+    assert (tmp_path / "run" / "samples.jsonl").is_file()
+
+    plain = method(start, others, tmp_path / "plain", seed=3)  # the same trajectory without held-out rows
+    assert [row["loss"] for row in metrics(tmp_path / "plain")] == [row["loss"] for row in metrics(tmp_path / "run")]
+    quiet = replace(chosen, sample_every=0)(start, ROWS, tmp_path / "quiet", seed=3)
+    shapes = [load(path).shape for path in (start.path, teacher)]
+    rows = [encode_completion(tokenizer(), [Message(role="user", content=r["prompt"])], r["completion"]) for r in asked]
+    once = sum(forward_flops(s, start=0, tokens=len(e.ids), logits=e.trained) for s in shapes for e in rows)
+    assert quiet.cost.flops - plain.cost.flops == pytest.approx(2 * once)
+    assert quiet.cost.usage.scored - plain.cost.usage.scored == 2 * 2 * sum(len(e.ids) for e in rows)
+    assert told["data"]["teacher"]["flops_per_epoch"] == pytest.approx(
+        json.loads((plain.path / "posttrain.json").read_text())["data"]["teacher"]["flops_per_epoch"]
+    )
+
+
+def test_killed_between_evaluations_and_resumed_equals_uninterrupted(method, start, tmp_path):
+    chosen = replace(method, eval_share=0.3, eval_every=1, activation_checkpointing=True)
+    expected = chosen(start, ROWS, tmp_path / "whole", seed=3)
+    killed_after(lambda: chosen(start, ROWS, tmp_path / "killed", seed=3), 3)
+    resumed = chosen(start, ROWS, tmp_path / "killed", seed=3)
+    same(weights(resumed), weights(expected), rtol=0, atol=0)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert resumed.cost.usage == expected.cost.usage
+
+
+def test_a_held_out_file_is_read_and_a_broken_row_of_it_named(method, start, tmp_path):
+    file = tmp_path / "held.jsonl"
+    file.write_text(json.dumps({"prompt": "new", "completion": "row"}) + "\n" + json.dumps({"text": "plain text"}) + "\n")
+    chosen = replace(method, epochs=1, eval_data=str(file))
+    made = chosen(start, ROWS, tmp_path / "a", seed=3)
+    assert json.loads((made.path / "posttrain.json").read_text())["evaluation"]["rows"] == 2
+    file.write_text(json.dumps({"prompt": "new", "completion": "y" * 600}) + "\n")
+    with pytest.raises(DataError, match=r"held.jsonl: row 0 has \d+ tokens"):
+        chosen(start, ROWS, tmp_path / "b", seed=3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import demonstrations, folder, preferences, tokenizer
+from training_runs import killed_after
 from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError, DataError
@@ -18,6 +19,7 @@ from posttrain.finetuning.sft import Sft
 from posttrain.models.load import load
 from posttrain.models.sharing import shared_prefix
 from posttrain.stats.flops import forward_flops, train_flops
+from posttrain.training.heldout import split_by_question
 from posttrain.training.state import Metrics
 
 torch.set_num_threads(1)
@@ -247,3 +249,49 @@ def test_too_long_responses_are_an_error_or_counted(start, tmp_path):
 def test_settings_that_are_wrong_or_have_no_effect(changes, message, start, tmp_path):
     with pytest.raises(ConfigError, match=message):
         replace(BASE, **changes)(start, PAIRS, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("name", ["chosen", "sigmoid", "best", "filtered", "weighted", "weighted_data_lora"])
+def test_held_out_rows_have_the_loss_of_training_on_them_and_decide_nothing_about_it(name, start, tmp_path):
+    method, data = CASES[name]
+    chosen = replace(method, eval_share=0.3, eval_every=2, sample_every=3, sample_tokens=4)
+    made = chosen(start, data, tmp_path / "run", seed=3)
+    held = split_by_question(data, 0.3, 3)
+    asked, others = ([row for i, row in enumerate(data) if (i in held) == side] for side in (True, False))
+    told = json.loads((made.path / "posttrain.json").read_text())
+    found = {row["step"]: row["eval_loss"] for row in metrics(tmp_path / "run") if "eval_loss" in row}
+    assert found
+    assert told["evaluation"]["rows"] == len(asked)
+    assert told["evaluation"]["best_loss"] == min(found.values())
+    assert (tmp_path / "run" / "samples.jsonl").is_file()
+    replace(method, adapter="full", epochs=1, batch_size=100)(made, asked, tmp_path / "there", seed=3)
+    assert metrics(tmp_path / "there")[0]["loss"] == pytest.approx(told["evaluation"]["best_loss"], rel=1e-4)
+
+    method(start, others, tmp_path / "plain", seed=3)
+    assert [row["loss"] for row in metrics(tmp_path / "plain")] == [row["loss"] for row in metrics(tmp_path / "run")]
+    file = tmp_path / "held.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    by_file = replace(method, eval_data=str(file), eval_every=2)(start, others, tmp_path / "file", seed=3)
+    assert metrics(tmp_path / "file") == metrics(tmp_path / "run")
+    same(weights(by_file), weights(made), rtol=0, atol=0)
+
+
+def test_killed_between_evaluations_and_resumed_equals_uninterrupted(start, tmp_path):
+    method, data = CASES["weighted"]
+    chosen = replace(method, eval_share=0.3, eval_every=1)
+    expected = chosen(start, data, tmp_path / "whole", seed=3)
+    killed_after(lambda: chosen(start, data, tmp_path / "killed", seed=3), 3)
+    resumed = chosen(start, data, tmp_path / "killed", seed=3)
+    same(weights(resumed), weights(expected), rtol=0, atol=0)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert resumed.cost.usage == expected.cost.usage
+
+
+def test_a_broken_held_out_row_is_named_by_its_file(start, tmp_path):
+    file = tmp_path / "held.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": "b", "score": "good"}) + "\n")
+    with pytest.raises(DataError, match=r"held.jsonl: row 0: a score must be a finite number"):
+        replace(BASE, mode="best", eval_data=str(file))(start, SCORED, tmp_path / "a", seed=3)
+    file.write_text(json.dumps({"prompt": "a", "completion": "b", "score": 0}) + "\n")
+    with pytest.raises(DataError, match=r"no response of the held-out rows has a score of at least threshold = 0\.5"):
+        replace(BASE, mode="filtered", threshold=0.5, eval_data=str(file))(start, SCORED, tmp_path / "b", seed=3)

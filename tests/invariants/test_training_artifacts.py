@@ -229,7 +229,7 @@ def test_conversations_train_every_or_the_last_turn(start, tmp_path):
 @pytest.mark.parametrize(
     ("method", "row", "message"),
     [
-        (SFT, {"text": "x"}, "row 0: expected 'messages', or 'prompt' and a text 'completion'; found text"),
+        (SFT, {"words": "x"}, "row 0: expected 'messages', 'prompt' and a text 'completion', or 'text'; found words"),
         (SFT, {"prompt": 3, "completion": "x"}, "row 0: prompt: expected text or a list of messages, found int"),
         (SFT, {"messages": [{"role": "robot", "content": "x"}]}, "row 0: messages: message 0 is not an object"),
         (DPO, {"prompt": "x", "chosen": "y"}, "row 0: no 'rejected'"),

@@ -1,24 +1,19 @@
 """One trajectory: micro-batches, processes, kills and resumes change nothing but rounding (or nothing at all)."""
 
 import json
-import os
-import signal
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_models import demonstrations, folder, preferences
+from training_runs import exit_of, in_child, killed_after, metrics, same, weights
 
 from posttrain.core.errors import ConfigError, DataError, TrainingError
 from posttrain.core.types import Checkpoint
 from posttrain.finetuning.sft import Sft
 from posttrain.preference.dpo import Dpo
-from posttrain.training.state import Metrics
 
 torch.set_num_threads(1)
 
@@ -35,21 +30,6 @@ METHODS = {
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     return Checkpoint(path=folder(tmp_path_factory.mktemp("start") / "model"))
-
-
-def metrics(out: Path, timings: bool = False) -> list[dict]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return rows if timings else [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
-
-
-def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return load_file(next(checkpoint.path.glob("*model.safetensors")))
-
-
-def same(a: dict, b: dict, **tolerance) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
@@ -78,40 +58,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     assert not (out / "state").exists()
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Run in a forked process (a fresh interpreter would import torch for seconds); returns its process id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def run_and_kill(name: str, start: Checkpoint, out: Path, lines: int) -> None:
-    """Run a method in a process of its own that gets SIGKILL when its metrics have that many lines."""
-    write = Metrics.write
-
-    def counted(self, row):
-        write(self, row)
-        if row["step"] == lines:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def work():
-        Metrics.write = counted
-        method, data = METHODS[name]
-        method(start, data, out, seed=3)
-
-    assert exit_of(in_child(work)) == -signal.SIGKILL
+    method, data = METHODS[name]
+    killed_after(lambda: method(start, data, out, seed=3), lines)
 
 
 def test_killed_while_a_checkpoint_is_written_falls_back_to_the_last_good_one(start, tmp_path):

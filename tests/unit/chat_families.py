@@ -77,6 +77,18 @@ HARMONY = (
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+# Roles as plain words: only the end token is special.
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n"
+    "{% elif m.role == 'user' %}USER: {{ m.content }}\n{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+COMMAND = (
+    "{{ bos_token }}{% for m in messages %}<|START_OF_TURN_TOKEN|>"
+    "{{ {'system': '<|SYSTEM_TOKEN|>', 'user': '<|USER_TOKEN|>', 'assistant': '<|CHATBOT_TOKEN|>'}[m.role] }}"
+    "{{ m.content.strip() }}<|END_OF_TURN_TOKEN|>{% endfor %}"
+    "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
+)
 STRIPPING = CHATML.replace("m.content", "m.content.strip()")
 NO_END = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -146,6 +158,7 @@ def _tokenizer(family: Family) -> Any:
 
 
 IM = ("<|im_start|>", "<|im_end|>")
+COMMAND_PARTS = ("<|START_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
 FAMILIES = [
     Family("chatml", CHATML, IM, None, "<|im_end|>", "<|im_end|>"),
     Family("chatml-default-system", CHATML_DEFAULT, IM, "<|im_start|>", "<|im_end|>", "<|im_end|>"),
@@ -177,6 +190,8 @@ FAMILIES = [
     Family("zephyr", ZEPHYR, (), "<s>", "</s>", "</s>", kind="first"),
     Family("qwen3", QWEN3, IM, None, "<|im_end|>", "<|im_end|>"),
     Family("r1", R1, ("<|User|>", "<|Assistant|>"), "<s>", "</s>", "</s>", system=False),
+    Family("vicuna", VICUNA, (), "<s>", "</s>", "</s>", kind="first"),
+    Family("command", COMMAND, COMMAND_PARTS, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
     Family("stripping", STRIPPING, IM, None, "<|im_end|>", "<|im_end|>"),
 ]
 HARMONY_PARTS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")

@@ -190,6 +190,22 @@ def test_rules_and_difficulty_by_a_verifier(tmp_path: Path) -> None:
     assert more.at == 4  # no sample is scored twice
 
 
+def test_difficulty_by_how_many_samples_a_verifier_accepts(tmp_path: Path) -> None:
+    rows = [
+        {"upto": 1.0, "rule": "best", "n": 2, "share": 0.5, "accuracy": 0.9, "tokens": 40.0},
+        {"upto": None, "rule": "best", "n": 4, "share": 0.5, "accuracy": 0.5, "tokens": 90.0},
+    ]
+    spec = written(tmp_path, difficulty="accepted", accept=0.8, verifier="given", rows=rows)
+    replies = ["Answer: 4", "Answer: 5", "Answer: 6", "Answer: 7"]
+    one = answer(spec, tools(replies, verifiers=as_verifiers(given=Given([0.5, 0.9]))))
+    assert (one.answer, one.trace["difficulty"], one.trace["samples"]) == ("5", 1.0, 2)
+    none = answer(spec, tools(replies, verifiers=as_verifiers(given=Given([0.5, 0.7, 0.9, 0.1]))))
+    assert (none.answer, none.trace["difficulty"], none.trace["samples"]) == ("6", 2.0, 4)
+    assert difficulty_of("accepted", ["a", "b", None], [1.0, 0.99, 1.0]) == 1.0
+    with pytest.raises(ConfigError, match="names no verifier"):
+        answer(written(tmp_path, difficulty="accepted"), tools(["Answer: 1"]))
+
+
 def test_a_missing_or_foreign_table_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no table nowhere\.json: give table=FILE"):
         answer("compute_optimal:table=nowhere.json", tools(["Answer: 1"]))

@@ -158,7 +158,7 @@ def test_the_strategy_reads_the_table_that_the_curve_fitted(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", RULES)
 def test_rules_have_the_settings_of_the_strategies(name: str) -> None:
     """Under the same names, with the same defaults; what a replay fits with is its own."""
-    own = {"compute_optimal": {"verifier", "splits"}}.get(name, set())
+    own = {"compute_optimal": {"verifier", "accept", "splits"}}.get(name, set())
     if name == "pass_at_k":
         return
     strategy, rule = build_strategy(name), build_rule(name)

@@ -1,9 +1,17 @@
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from posttrain.core.errors import DataError
+from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Example, Finish, Message, Prompt, Sampled
+from posttrain.finetuning.distilled import Distilled
+from posttrain.finetuning.mixed import Mixed
+from posttrain.finetuning.verified_traces import VerifiedTraces
 from posttrain.finetuning.worked_examples import WorkedExamples
 from posttrain.preference.verified_pairs import VerifiedPairs
 
@@ -95,3 +103,155 @@ def test_worked_examples_say_what_is_missing() -> None:
         WorkedExamples(n=10)(Task(EXAMPLES), prompter, [], seed=0)
     with pytest.raises(DataError, match="no worked steps for example 0: use worked_examples:steps=false"):
         WorkedExamples(n=1)(Task([Example(id="0", question="?", answer="1")]), prompter, [], seed=0)
+
+
+def replies(name: str, texts: Sequence[str], finishes: Sequence[Finish] | None = None, chosen: int = 0) -> Sampled:
+    """Texts that begin with a capital are right."""
+    return Sampled(
+        example=Example(id=name, question=f"{name}?", answer="x"),
+        texts=tuple(texts),
+        scores=tuple(float(text[:1].isupper()) for text in texts),
+        finishes=tuple(finishes or ["stop"] * len(texts)),
+        answers=tuple(texts),
+        chosen=texts[chosen],
+    )
+
+
+SAMPLED = [
+    replies("a", ["So one", "so wrong", "So  ONE\n", "So longer one", "So cut"], ["stop"] * 4 + ["length"]),
+    replies("b", ["no", "nor", "neither"]),
+    replies("c", ["Yes", "Yes indeed", "Yes, it is so", "no", "Yes"]),
+]
+
+
+def test_traces_are_right_whole_and_each_once() -> None:
+    made = VerifiedTraces(per_question=2)(Task(), prompter, SAMPLED, seed=0)
+    assert made.counts == {
+        "questions": 3,
+        "solved": 2,
+        "replies": 13,
+        "cut": 1,
+        "wrong": 5,
+        "repeated": 2,
+        "more_than_wanted": 1,
+        "too_few_to_be_even": 0,
+        "rows": 4,
+    }
+    assert [row["id"] for row in made.rows] == ["a", "a", "c", "c"]
+    assert {row["completion"] for row in made.rows[:2]} == {"So one", "So longer one"}
+    assert {row["completion"] for row in made.rows[2:]} < {"Yes", "Yes indeed", "Yes, it is so"}
+    assert made.rows[0]["prompt"] == [{"role": "user", "content": "a?"}]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("shortest", ["So one", "So longer one", "Yes", "Yes indeed"]),
+        ("longest", ["So longer one", "So one", "Yes, it is so", "Yes indeed"]),
+    ],
+)
+def test_traces_by_length(how: Any, expected: list[str]) -> None:
+    made = VerifiedTraces(per_question=2, choose=how)(Task(), prompter, SAMPLED, seed=0)
+    assert [row["completion"] for row in made.rows] == expected
+
+
+def test_random_traces_depend_on_the_seed_alone() -> None:
+    items = [replies(str(i), [f"Y{j}" for j in range(9)]) for i in range(9)]
+    make = VerifiedTraces(per_question=3)
+    one, again, other = (make(Task(), prompter, items, seed=seed).rows for seed in (0, 0, 1))
+    assert one == again != other
+    backwards = make(Task(), prompter, [replies(str(i), [f"Y{j}" for j in reversed(range(9))]) for i in range(9)], seed=0)
+    assert backwards.rows == one
+
+
+def test_even_leaves_out_questions_with_too_few() -> None:
+    made = VerifiedTraces(per_question=3, even=True)(Task(), prompter, SAMPLED, seed=0)
+    assert [row["id"] for row in made.rows] == ["c", "c", "c"]
+    assert made.counts["too_few_to_be_even"] == 2
+
+
+@given(
+    texts=st.lists(st.lists(st.sampled_from(["A", "B", "C", "a", "b", ""]), min_size=1, max_size=8), min_size=1, max_size=5),
+    per_question=st.integers(1, 3),
+    even=st.booleans(),
+)
+def test_every_reply_is_counted_once(texts: list[list[str]], per_question: int, even: bool) -> None:
+    items = [
+        replies(str(i), group, ["length" if j % 5 == 4 else "stop" for j in range(len(group))])
+        for i, group in enumerate(texts)
+    ]
+    for maker in (VerifiedTraces(per_question=per_question, even=even), Distilled(per_question=per_question, keep="right")):
+        try:
+            counts = dict(maker(Task(), prompter, items, seed=0).counts)
+        except DataError:
+            continue
+        counts.pop("questions"), counts.pop("solved", 0)
+        assert counts.pop("replies") == sum(counts.values())
+
+
+def test_no_traces_says_why() -> None:
+    with pytest.raises(DataError, match="of 3 replies to 1 questions 0 were cut, 3 wrong and 0 too few"):
+        VerifiedTraces()(Task(), prompter, SAMPLED[1:2], seed=0)
+    with pytest.raises(ConfigError, match="per_question = 0 must be at least 1"):
+        VerifiedTraces(per_question=0)
+
+
+def test_the_student_can_be_asked_in_another_way() -> None:
+    def long(task: object, example: Example, *, seed: int) -> Prompt:
+        messages = (Message(role="system", content="Think."), Message(role="user", content=example.question))
+        return Prompt(messages=messages, opening="Let us see. ")
+
+    asked = VerifiedTraces(per_question=1, choose="shortest")(Task(), long, SAMPLED, seed=0).rows[0]
+    assert [message["role"] for message in asked["prompt"]] == ["system", "user"]
+    assert asked["completion"] == "Let us see. So one"
+    bare = VerifiedTraces(per_question=1, choose="shortest", prompt="zero_shot")(Task(), long, SAMPLED, seed=0).rows[0]
+    assert bare["prompt"] == [{"role": "user", "content": "a?"}]
+    assert bare["completion"] == "Let us see. So one"
+    with pytest.raises(ConfigError, match="begins the assistant's turn itself"):
+        VerifiedTraces(prompt="zero_shot_cot")(Task(), prompter, SAMPLED, seed=0)
+
+
+def test_a_teachers_replies_all_right_or_chosen() -> None:
+    items = [replies("a", ["one", "Two", ""], chosen=1), replies("b", ["No", "cut"], ["stop", "length"])]
+    rows = Distilled(per_question=9)(Task(), prompter, items, seed=0)
+    assert sorted(row["completion"] for row in rows.rows) == ["No", "Two", "one"]
+    assert rows.counts == {
+        "questions": 2, "replies": 5, "cut": 1, "empty": 1, "repeated": 0, "more_than_wanted": 0, "rows": 3,
+    }  # fmt: skip
+    right = Distilled(per_question=9, keep="right")(Task(), prompter, items, seed=0)
+    assert [row["completion"] for row in right.rows] == ["Two", "No"]
+    assert right.counts["not_right"] == 1
+    chosen = Distilled(keep="chosen")(Task(), prompter, items, seed=0)
+    assert [row["completion"] for row in chosen.rows] == ["Two", "No"]
+    with pytest.raises(DataError, match=r"distilled: no rows \(1 questions, 1 replies, 1 cut"):
+        Distilled()(Task(), prompter, [replies("a", ["x"], ["length"])], seed=0)
+
+
+def rows_file(path: Path, name: str, n: int) -> str:
+    path.write_text("".join(json.dumps({"question": f"{name}{i}", "answer": "x"}) + "\n" for i in range(n)))
+    return str(path)
+
+
+def test_a_mix_rehearses_general_rows_at_the_share(tmp_path: Path) -> None:
+    domain, general = rows_file(tmp_path / "d.jsonl", "d", 30), rows_file(tmp_path / "g.jsonl", "g", 50)
+    maker = Mixed(domain=domain, general=general, share=0.25)
+    made = maker(Task(), prompter, [], seed=0)
+    asked = [row["prompt"][0]["content"] for row in made.rows]
+    assert made.counts == {"domain": 30, "general": 10, "general_unused": 40, "rows": 40}
+    assert len(set(asked)) == 40
+    assert sum(name[0] == "g" for name in asked) == 10
+    assert len({name[0] for name in asked[:20]}) == 2  # shuffled together
+    assert maker(Task(), prompter, [], seed=0) == made != maker(Task(), prompter, [], seed=1)
+    assert maker.reads == (general, domain)
+
+
+def test_a_mix_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    domain, general = rows_file(tmp_path / "d.jsonl", "d", 30), rows_file(tmp_path / "g.jsonl", "g", 5)
+    with pytest.raises(DataError, match=r"30 domain rows at share=0\.5 need 30 general rows, and .* has 5"):
+        Mixed(domain=domain, general=general, share=0.5)(Task(), prompter, [], seed=0)
+    with pytest.raises(DataError, match="raise the share"):
+        Mixed(domain=domain, general=general, share=0.001)(Task(), prompter, [], seed=0)
+    with pytest.raises(ConfigError, match="share = 1 must lie between 0 and 1"):
+        Mixed(general=general, share=1.0)
+    with pytest.raises(ConfigError, match="name the rows to rehearse"):
+        Mixed()

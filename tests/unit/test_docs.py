@@ -14,6 +14,7 @@ from posttrain.pipeline.methods import Described, build_prompter, build_strategy
 from posttrain.pipeline.recipe import Recipe, load_recipe
 from posttrain.pipeline.run import run_recipe
 from posttrain.tasks.user import load_user_task
+from posttrain.training.settings import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
 METHODS = list(describe_methods())
@@ -34,6 +35,19 @@ def test_a_page_has_all_parts_and_the_settings_that_the_class_has(method: Descri
     published = re.search(rf"^<!-- measured:{method.name} --> \S", text, re.MULTILINE)  # by benchmarks/publish.py
     assert method.measured == bool(published), "the class's `measured` and its page's result do not agree"
     assert bool(published) != ("not measured yet" in text.lower())
+
+
+def test_the_settings_that_all_trainers_share_stand_in_one_table() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text[text.index("\n## Settings of every trainer\n") : text.index("\n## Files\n")]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (\* )?", section, re.MULTILINE)
+    trainers = [method for method in METHODS if method.shared]
+    assert {"sft", "dpo"} <= {method.name for method in trainers}
+    assert {method.shared for method in trainers} == {tuple(f"{key}={value}" for key, value, _ in rows)}
+    assert {key for key, _, mark in rows if mark} == NEUTRAL
+    for method in trainers:
+        page = (ROOT / "docs" / "methods" / f"{method.name}.md").read_text(encoding="utf-8")
+        assert "(../training.md#settings-of-every-trainer)" in page
 
 
 def test_the_index_and_the_navigation_name_every_method() -> None:

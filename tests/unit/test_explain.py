@@ -16,6 +16,10 @@ def test_a_preference_shows_both_answers() -> None:
     assert explain(CHATML, row) == [(OPENING, False), ("ho<|im_end|>", True), (OPENING, False), ("no<|im_end|>", True)]
 
 
+def test_a_plain_text_shows_what_is_trained() -> None:
+    assert explain(CHATML, {"text": "so it is"}) == [("s", False), ("o it is<|im_end|>", True)]
+
+
 def test_last_only() -> None:
     row = {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b")) * 2]}
     assert [text for text, trained in explain(CHATML, row) if trained] == ["b<|im_end|>", "b<|im_end|>"]

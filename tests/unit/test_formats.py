@@ -4,7 +4,7 @@ import pytest
 
 from posttrain.core.errors import DataError
 from posttrain.core.types import Message
-from posttrain.data.formats import Conversation, Demonstration, Preference, normalise, normalise_rows
+from posttrain.data.formats import Conversation, Demonstration, Plain, Preference, normalise, normalise_rows, training_rows
 
 USER, GOOD, BAD = Message(role="user", content="hi"), Message(role="assistant", content="ho"), "no"
 ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
@@ -25,6 +25,8 @@ PREFERENCE = Preference(prompt=(USER,), chosen="ho", rejected="no")
         ({"prompt": "hi", "response": "ho"}, DEMONSTRATION),
         ({"question": "hi", "answer": "ho"}, DEMONSTRATION),
         ({"instruction": "hi", "input": "", "output": "ho"}, DEMONSTRATION),
+        ({"text": "Once upon a time", "source": "book"}, Plain(text="Once upon a time")),
+        ({"text": "rendered elsewhere", "messages": [ASKED, ANSWERED]}, CONVERSATION),
         ({"prompt": "hi", "chosen": "ho", "rejected": "no"}, PREFERENCE),
         ({"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [REJECTED]}, PREFERENCE),
         ({"chosen": [ASKED, ANSWERED], "rejected": [ASKED, REJECTED]}, PREFERENCE),
@@ -39,6 +41,27 @@ def test_alpaca_puts_the_input_after_the_instruction() -> None:
     row = {"instruction": "Add.", "input": "2 3", "output": "5", "system": "Be exact."}
     system, user = Message(role="system", content="Be exact."), Message(role="user", content="Add.\n\n2 3")
     assert normalise(row) == Demonstration(prompt=(system, user), completion="5")
+
+
+def test_a_system_column_begins_the_turns() -> None:
+    system = Message(role="system", content="Be exact.")
+    told = {"system": "Be exact."}
+    assert normalise({"conversations": [ASKED, ANSWERED], **told}) == Conversation(messages=(system, USER, GOOD))
+    assert normalise({"question": "hi", "answer": "ho", **told}) == Demonstration(prompt=(system, USER), completion="ho")
+    preference = normalise({"prompt": "hi", "chosen": "ho", "rejected": "no", **told})
+    assert preference == Preference(prompt=(system, USER), chosen="ho", rejected="no")
+    assert normalise({"messages": [ASKED, ANSWERED], "system": ""}) == CONVERSATION
+    same = {"role": "system", "content": "Be exact."}
+    assert normalise({"messages": [same, ASKED, ANSWERED], **told}) == Conversation(messages=(system, USER, GOOD))
+    with pytest.raises(DataError, match=r"'system' is \"Be kind\.\", but the first message is another system message"):
+        normalise({"messages": [same, ASKED, ANSWERED], "system": "Be kind."})
+
+
+def test_alpaca_history_comes_before_the_instruction() -> None:
+    row = {"instruction": "and", "input": "", "output": "so", "history": [["hi", "ho"]]}
+    assert normalise(row) == Demonstration(prompt=(USER, GOOD, Message(role="user", content="and")), completion="so")
+    with pytest.raises(DataError, match="'history': must be a list of"):
+        normalise({**row, "history": ["hi"]})
 
 
 def test_an_implicit_prompt_may_be_many_turns() -> None:
@@ -60,7 +83,9 @@ def test_saying_nothing_may_be_the_worse_answer_but_not_the_better() -> None:
     ("row", "message"),
     [
         ({"foo": "a", "bar": 3}, r'row: not a shape that is known: {"foo": "a", "bar": 3}\nthe shapes are\n  {"messages"'),
-        ({"text": "Once upon a time"}, "plain text has no turns .* write it as prompt and completion"),
+        ({"text": "Once upon a time", "label": 1}, "'text' beside 'label': as plain text the label would never be learned"),
+        ({"text": " "}, "'text': is empty"),
+        ({"text": ["a"]}, "'text': must be a text"),
         ({"messages": [ASKED]}, "no assistant turn"),
         ({"messages": "hi"}, "must be a text or a list of messages"),
         ({"messages": []}, "must be a text or a list of messages"),
@@ -99,3 +124,18 @@ def test_rows_of_one_kind() -> None:
         normalise_rows(rows, "a.jsonl", Preference)
     with pytest.raises(DataError, match=r"a\.jsonl, row 1, 'prompt': is empty"):
         normalise_rows([{"prompt": "", "completion": "ho"}], "a.jsonl", Demonstration)
+
+
+def test_training_rows_are_in_the_shapes_of_trainers() -> None:
+    rows = [{"conversation": [ASKED, ANSWERED]}, {"question": "hi", "answer": "ho"}, {"text": "so", "id": 3}]
+    rows.append({"chosen": [ASKED, ANSWERED], "rejected": [ASKED, REJECTED]})
+    made = training_rows(rows, "a.jsonl")
+    assert made == [
+        {"messages": [ASKED, ANSWERED]},
+        {"prompt": [ASKED], "completion": "ho"},
+        {"text": "so"},
+        {"prompt": [ASKED], "chosen": "ho", "rejected": "no"},
+    ]
+    assert [normalise(row) for row in made] == [CONVERSATION, DEMONSTRATION, Plain(text="so"), PREFERENCE]
+    with pytest.raises(DataError, match=r"a\.jsonl, row 2: not a shape"):
+        training_rows([*rows[:1], {"x": 1}], "a.jsonl")

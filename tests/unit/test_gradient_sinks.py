@@ -28,7 +28,7 @@ def by_hand(hidden, weight, targets, weights, scale, softcap):
 @pytest.mark.parametrize("known_weights", [True, False])
 def test_the_head_adds_its_gradient_to_the_sink(monkeypatch, softcap, kept, known_weights):
     if not kept:
-        monkeypatch.setattr("posttrain.losses.logprobs._KEPT", 0)
+        monkeypatch.setattr("posttrain.losses.logprobs.KEPT", 0)
     hidden, weight, targets, weights = setting()
     (3 * by_hand(hidden, weight, targets, weights, 0.7, softcap)).backward()
     expected = hidden.grad.clone(), weight.grad.clone()

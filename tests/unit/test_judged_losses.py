@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.core.errors import DataError
-from posttrain.finetuning._judged import best, filtered, read_judged, weights
+from posttrain.finetuning._judged import best, filtered, need_choice, read_judged, weights
 from posttrain.losses.judged import RANKING_LOSSES, hinge, ranking_margin, reward_weights
 
 
@@ -39,6 +39,8 @@ def test_weights_within_prompts_by_hand():
     e = math.exp(2)
     expected = [5 / 3 * e / (e + 1), 5 / 3 / (e + 1), 5 / 6, 5 / 6, 5 / 3]
     assert found.tolist() == pytest.approx(expected, rel=1e-14)
+    some = torch.tensor([7, 7, 3, 3, 12])  # a part of the prompts keeps its numbers
+    assert reward_weights(scores, some, beta=0.5).tolist() == pytest.approx(expected, rel=1e-14)
     shifted = scores + torch.tensor([10.0, 10.0, -3.0, -3.0, 100.0])  # a prompt's level does not count
     assert reward_weights(shifted, prompts, beta=0.5).tolist() == pytest.approx(expected, rel=1e-14)
 
@@ -102,9 +104,9 @@ def test_a_broken_row_is_named(row, message):
 def test_a_choice_of_one_is_no_choice():
     alone = read_judged([{"prompt": p, "completion": "x", "score": 1} for p in "ab"])
     with pytest.raises(DataError, match="mode=best compares the responses to one prompt, but no prompt has two"):
-        best(alone)
-    with pytest.raises(DataError, match="mode=weighted compares"):
-        weights(alone, beta=1.0, over="prompt")
+        need_choice(alone, "best")
+    need_choice(read_judged(ROWS), "best")
+    assert weights(alone, beta=1.0, over="prompt") == [1.0, 1.0]
     assert weights(alone, beta=1.0, over="data") == [1.0, 1.0]
     with pytest.raises(DataError, match=r"at least threshold = 3 \(the highest is 1\): lower it"):
         filtered(alone, 3.0)

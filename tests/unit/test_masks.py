@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from posttrain.core.errors import DataError, ModelError
 from posttrain.core.types import Message
 from posttrain.data.chat import render_prompt, render_text
-from posttrain.data.masks import Encoded, encode_completion, encode_conversation
+from posttrain.data.masks import Encoded, encode_completion, encode_conversation, encode_text
 
 
 def turns(*pairs: str) -> list[Message]:
@@ -254,6 +254,48 @@ def test_a_tokenizer_that_loses_characters_is_refused() -> None:
     tokenizer.chat_template = CHATML
     with pytest.raises(DataError, match=r"the trained tokens say '\[UNK\]', the text is 'ho'"):
         encode_conversation(tokenizer, turns("u: hi", "a: ho"))
+
+
+def test_a_tokenizer_that_adds_a_special_token_of_its_own_is_refused() -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    inner.normalizer = normalizers.Replace("zz", "<|extra|>")  # what the text does not say, the ids do
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(name, special=True) for name in IM])
+    inner.add_special_tokens([AddedToken("<|extra|>", special=True, normalized=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", chat_template=CHATML)
+    with pytest.raises(DataError, match=r"the ids of the rendered conversation hold the special tokens .*<\|extra\|>"):
+        encode_conversation(tokenizer, turns("u: jazz", "a: ho"))
+
+
+@every_family
+def test_a_plain_text_is_trained_whole_and_ends(family: Family) -> None:
+    tokenizer = family.tokenizer
+    encoded = encode_text(tokenizer, "Hello there,\n\nhow are you? déjà vu")
+    assert bare(decode(tokenizer, encoded.ids[:-1])) == "Hellothere,howareyou?déjàvu"
+    assert encoded.ids[-1] == tokenizer.eos_token_id
+    assert encoded.mask == [False] + [True] * (len(encoded.ids) - 1)
+
+
+def test_the_start_token_of_a_plain_text_is_context() -> None:
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = deepcopy(BY_NAME["llama3"].tokenizer)
+    start = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", start)]
+    )
+    encoded = encode_text(tokenizer, "Hello")
+    assert encoded.ids[0] == start
+    assert trained(tokenizer, encoded) == ["Hello<|eot_id|>"]
+    with pytest.raises(DataError, match="contains the text of the special token"):
+        encode_text(tokenizer, "Hello<|eot_id|>")
 
 
 def test_refusals_in_one_sentence() -> None:

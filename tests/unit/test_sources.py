@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.core.errors import DataError
+from posttrain.data.mixing import read_mix
 from posttrain.data.sources import read_rows, require_columns
 
 ROWS = [{"a": 1, "b": "x"}, {"a": 2, "b": "é\n東"}, {"a": 3, "b": ""}]
@@ -101,6 +102,27 @@ def test_an_unknown_split_of_a_saved_dataset(tmp_path: Path) -> None:
         read_rows(tmp_path / "d", split="train_stf")
     with pytest.raises(DataError, match="no split 'train'; did you mean 'train_sft'"):
         read_rows(tmp_path / "d")
+
+
+def test_a_hub_id_is_read_by_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from huggingface_hub import HfApi
+
+    splits = {"train_sft": ROWS, "test_sft": ROWS[:1]}
+    asked = []
+
+    def load(name: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return datasets.Dataset.from_list(splits[split])
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(splits))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_rows("owner/name", split="train_sft", limit=2) == ROWS[:2]
+    assert list(read_mix("owner/name@test_sft", seed=0).rows) == ROWS[:1]
+    assert asked == [("owner/name", "train_sft"), ("owner/name", "test_sft")]
+    with pytest.raises(DataError, match="owner/name: no split 'train'; did you mean 'train_sft'"):
+        read_rows("owner/name")
 
 
 def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

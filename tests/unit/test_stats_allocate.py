@@ -38,19 +38,23 @@ def majority_by_hand(keys: list[str | None]) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=3, max_size=6), st.integers(1, 3))
-def test_prospects_equal_enumeration_of_all_orders(keys: list[str | None], pilot: int) -> None:
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", None]), min_size=3, max_size=6), st.integers(1, 3), st.sampled_from([None, 0.3])
+)
+def test_prospects_equal_enumeration_of_all_orders(keys: list[str | None], pilot: int, accept: float | None) -> None:
     one = item(keys)
     values = [0.3 * index % 0.7 for index in range(one.n)]
     scored = {"q": Scores(values=tuple(values), tokens=(2.0,) * one.n, flops=(0.0,) * one.n)}
     options = [Option(rule=rule, n=n) for rule in ("majority", "best", "weighted") for n in range(pilot, one.n + 1)]
-    found = prospects([one], options, pilot=pilot, scores=scored)
+    found = prospects([one], options, pilot=pilot, scores=scored, accept=accept)
     orders = list(itertools.permutations(range(one.n)))
     for place, option in enumerate(options):
         right, tokens, share = np.zeros(pilot + 1), np.zeros(pilot + 1), np.zeros(pilot + 1)
         for order in orders:
             votes = Counter(keys[i] for i in order[:pilot] if keys[i] is not None)
             level = max(votes.values(), default=0)
+            if accept is not None:
+                level = sum(values[i] >= accept for i in order[:pilot])
             taken = list(order[: option.n])
             if option.rule == "majority":
                 value = majority_by_hand([keys[i] for i in taken])
@@ -70,7 +74,8 @@ def test_prospects_equal_enumeration_of_all_orders(keys: list[str | None], pilot
             right[level] += value / len(orders)
             share[level] += 1 / len(orders)
             calls = 2 if option.n > pilot else 1  # each reads the prompt
-            extra = 2.0 * option.n if option.rule != "majority" else 0.0
+            judged = 0 if accept is None else pilot
+            extra = 2.0 * (option.n if option.rule != "majority" else judged)
             tokens[level] += (20 * calls + sum(one.tokens[i] for i in taken) + extra) / len(orders)
         assert found.right[0, :, place] == pytest.approx(right, abs=1e-9)
         assert found.tokens[0, :, place] == pytest.approx(tokens, abs=1e-9)
@@ -78,13 +83,26 @@ def test_prospects_equal_enumeration_of_all_orders(keys: list[str | None], pilot
     assert found.variance[0] == 0.0
 
 
-def test_a_table_keeps_its_promise() -> None:
+@pytest.mark.parametrize("accept", [None, 0.5])
+def test_a_table_keeps_its_promise(accept: float | None) -> None:
     """What the table says of its questions is what its assessment in all orders finds, by a computation of its own."""
     items = simulated(12, 5, samples=6)
-    found = prospects(items, [Option(rule="majority", n=n) for n in (2, 3, 4, 6)], pilot=2, draws=800)
-    pools = [Pool(keys=one.keys, grades=one.right, tokens=one.tokens, prompt=one.prompt_tokens) for one in items]
-    for budget in (50.0, 80.0, 110.0):
-        table = parse_table(table_of(found, budget).to_json(), "here")
+    values = {one.id: tuple(0.9 if right else 0.1 * (i % 2) for i, right in enumerate(one.right)) for one in items}
+    scores = {one.id: Scores(values=values[one.id], tokens=(1.0,) * 6, flops=(0.0,) * 6) for one in items}
+    rules = ("majority",) if accept is None else ("majority", "best")
+    options = [Option(rule=rule, n=n) for rule in rules for n in (2, 3, 4, 6)]
+    judge = {} if accept is None else {"scores": scores, "accept": accept}
+    found = prospects(items, options, pilot=2, draws=800, **judge)
+    told = {} if accept is None else {"verifier": "rule", "accept": accept}
+    pools = [
+        Pool(
+            keys=one.keys, grades=one.right, tokens=one.tokens, prompt=one.prompt_tokens, values=values[one.id],
+            scoring=0.0 if accept is None else 1.0,
+        )
+        for one in items
+    ]  # fmt: skip
+    for budget in (54.0, 80.0, 110.0):
+        table = parse_table(table_of(found, budget, **told).to_json(), "here")
         assert [row.upto for row in table.rows] == [0.0, 1.0, None]
         assert sum(row.share for row in table.rows) == pytest.approx(1.0)
         judged = assess(table, pools, orders=800)

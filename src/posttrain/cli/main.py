@@ -12,9 +12,10 @@ import typer
 
 from ..core.errors import ConfigError, PosttrainError
 from .curving import curve
+from .data_commands import data_app
 from .icl_curving import icl_curve
 from .modelling import models_app
-from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Seed, Slots, Split, Task, Template
+from .options import AsJson, Data, Device, Dtype, Limit, MaxTokens, Model, Prompt, Rows, Seed, Slots, Split, Task, Template
 from .prompt_searching import prompt_search
 from .sensitivity_testing import sensitivity
 
@@ -28,7 +29,6 @@ app = typer.Typer(
     "scaling, fine-tuning, preference optimisation.\n\nStart with `posttrain run recipes/quickstart.yaml`; see what there "
     "is with `posttrain methods`.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
@@ -123,7 +123,7 @@ def evaluate(
 def train(
     method: Annotated[str, typer.Argument(help="For example sft:adapter=lora,epochs=1 or dpo:beta=0.1.")],
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
+    data: Rows,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint, metrics and resuming.")],
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -197,20 +197,6 @@ def tasks(as_json: AsJson = False) -> None:
         from .show import show_pairs
 
         show_pairs("task", "what", found)
-
-
-@data_app.command("explain")
-def explain(
-    model: Model,
-    data: Annotated[str, typer.Option("--data", help="JSONL, Parquet or CSV file, or hub id.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
-    train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
-    chat_template: Template = None,
-) -> None:
-    """Print what a model would be trained on: the rendered text with the trained tokens marked."""
-    from .explaining import explain_rows
-
-    explain_rows(model, data, rows, train_on, chat_template)
 
 
 @app.command()

@@ -16,6 +16,7 @@ __all__ = [
     "MaxTokens",
     "Model",
     "Prompt",
+    "Rows",
     "Seed",
     "Slots",
     "Split",
@@ -29,6 +30,10 @@ Model = Annotated[
 Task = Annotated[str, typer.Option("--task", "-t", help="Named task, reasoning_gym/<name>:key=value, or a task.yaml.")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Prompter, for example few_shot_cot:k=8.")]
 Data = Annotated[str | None, typer.Option("--data", help="Local copy of the task's data, or train=FILE,test=FILE.")]
+Rows = Annotated[
+    str,
+    typer.Option("--data", help="JSONL, Parquet or CSV file, folder or hub id; or a mix: a.jsonl*0.7,owner/name@train*0.3"),
+]
 Split = Annotated[str, typer.Option(help="Which split to answer.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Answer at most this many examples.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens per response [default: the task's].")]

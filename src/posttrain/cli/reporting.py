@@ -57,7 +57,7 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         seconds=done.cost.seconds,
         prompt=shop.prompt(stage.eval),
         strategy=stage.eval.strategy,
-        model=stage.model or shop.recipe.model,
+        model=stage.model or (stage.eval.teacher if stage.eval else None) or shop.recipe.model,
         against=stage.against,
         oracle=any(row.trace.get("oracle") for row in loaded.rows),  # a verifier that looked at the gold answers
         note=stage.note,
@@ -82,7 +82,7 @@ def _oracle(rung: Rung, label: str) -> Rung:
 
 
 def _pair_notes(shop: Workshop) -> list[str]:
-    """Say how many questions gave preference pairs: a data maker's counts belong beside its result."""
+    """Say what data makers kept and left out: their counts belong beside the result."""
     notes = []
     for stage in shop.recipe.stages:
         if stage.data is not None and stage.data.source is not None:

@@ -31,9 +31,10 @@ def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
                 continue
             what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
             what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
+            settings = [*method["settings"], *(["and those of every trainer (docs: training)"] if method["shared"] else [])]
             price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
             name = f"[bold]{method['name']}[/]" + ("" if method["measured"] else "\n[yellow]not measured yet[/]")
-            table.add_row(name, what, "\n".join(method["settings"]), price)
+            table.add_row(name, what, "\n".join(settings), price)
         console.print(table)
 
 

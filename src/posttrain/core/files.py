@@ -16,18 +16,24 @@ from .errors import PosttrainError
 
 __all__ = ["disk_errors", "file_hash", "read_json", "write_atomic", "write_json"]
 
+# How libraries that write by themselves (safetensors, PyTorch's archives) word a full disk in their own errors.
+_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal to write into one sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except PosttrainError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in _FULL):
             raise PosttrainError(
                 f"disk full while writing {path}: free some space and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise PosttrainError(f"cannot write {path}: {error.strerror}") from error
         raise
 

@@ -202,7 +202,10 @@ class Strategy(Protocol):
 
 
 class Maker(Protocol):
-    """Makes training rows from a task's own examples or from the graded samples of an earlier evaluation."""
+    """Makes training rows from a task's own examples or from the graded samples of an earlier evaluation.
+
+    One that says `takes = "rows"` gets the file of an earlier data stage's rows in its field `domain` instead.
+    """
 
     def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made: ...
 

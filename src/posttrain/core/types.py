@@ -289,6 +289,7 @@ class Sampled:
     scores: tuple[float, ...]  # 1.0 right, 0.0 wrong or unparsed
     finishes: tuple[Finish, ...]
     answers: tuple[str | None, ...]
+    chosen: str | None = None  # the response that the strategy settled on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

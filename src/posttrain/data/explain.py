@@ -6,20 +6,26 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from .formats import Conversation, Demonstration, normalise
-from .masks import Encoded, encode_completion, encode_conversation
+from .formats import Conversation, Demonstration, Normal, Plain, normalise
+from .masks import Encoded, encode_completion, encode_conversation, encode_text
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["counts", "encode_row", "explain", "pieces_of", "render_rich"]
+__all__ = ["counts", "encode_normal", "encode_row", "explain", "pieces_of", "render_rich"]
 
 
 def encode_row(
     tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"] = "all", where: str = "row"
 ) -> list[Encoded]:
     """Return a row in any known shape as the sequences that are trained on: one, or chosen and rejected of a preference."""
-    normal = normalise(row, where)
+    return encode_normal(tokenizer, normalise(row, where), train=train)
+
+
+def encode_normal(tokenizer: Any, normal: Normal, *, train: Literal["all", "last"] = "all") -> list[Encoded]:
+    """Return a normalised row as the sequences that are trained on."""
+    if isinstance(normal, Plain):
+        return [encode_text(tokenizer, normal.text)]
     if isinstance(normal, Conversation):
         return [encode_conversation(tokenizer, normal.messages, train=train)]
     if isinstance(normal, Demonstration):

@@ -1,4 +1,4 @@
-"""Recognising the shape of rows and bringing them into one of three: a conversation, a demonstration, a preference.
+"""Recognising the shape of rows and bringing them into one of four: conversation, demonstration, preference, plain text.
 
 The shapes are those that published data sets and other trainers use, so no conversion script is needed.
 """
@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..core.errors import DataError, did_you_mean
 from ..core.types import Message, Role
 
-__all__ = ["Conversation", "Demonstration", "Normal", "Preference", "normalise", "normalise_rows", "training_rows"]
+__all__ = [
+    "Conversation",
+    "Demonstration",
+    "Normal",
+    "Plain",
+    "Preference",
+    "normalise",
+    "normalise_rows",
+    "training_row",
+    "training_rows",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +50,15 @@ class Preference:
     rejected: str
 
 
-Normal = Conversation | Demonstration | Preference
-Kind = TypeVar("Kind", Conversation, Demonstration, Preference)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """Text without turns: every token is trained, as in continued pre-training."""
+
+    text: str
+
+
+Normal = Conversation | Demonstration | Preference | Plain
+Kind = TypeVar("Kind", Conversation, Demonstration, Preference, Plain)
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("instruction", "output"))
 _ROLES: dict[str, Role] = {
@@ -62,11 +79,25 @@ _SHAPES = """the shapes are
   {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
   {"prompt": …, "completion": …}   {"question": …, "answer": …}   {"instruction": …, "input": …, "output": …}
   {"prompt": …, "chosen": …, "rejected": …}   or chosen and rejected as whole conversations that share their beginning
+  {"text": …}   without turns: all of it is trained
 where a prompt, completion, chosen or rejected is a text or a list of messages"""
 
 
 def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
-    """Return a row as one of the three shapes; raises `DataError` that shows the row and the shapes there are."""
+    """Return a row as one of the four shapes; raises `DataError` that shows the row and the shapes there are.
+
+    A text in a column `system` becomes the system message that the turns begin with.
+    """
+    normal = _shaped(row, where)
+    system = row.get("system")
+    if isinstance(normal, Plain) or not isinstance(system, str) or not system.strip():
+        return normal
+    if isinstance(normal, Conversation):
+        return replace(normal, messages=_under(system, normal.messages, where))
+    return replace(normal, prompt=_under(system, normal.prompt, where))
+
+
+def _shaped(row: Mapping[str, Any], where: str) -> Normal:
     if "chosen" in row and "rejected" in row:
         return _preference(row, where)
     for key in ("messages", "conversations", "conversation"):
@@ -82,27 +113,25 @@ def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
                 prompt = _alpaca(row, prompt, where)
             return Demonstration(prompt=prompt, completion=_answer(row[answered], f"{where}, '{answered}'"))
     if "text" in row:
-        raise DataError(
-            f"{where}: plain text has no turns to learn from, and continued pre-training is not what this tool does; "
-            f"write it as prompt and completion. The row: {_show(row)}"
-        )
+        return _plain(row, where)
     raise DataError(f"{where}: not a shape that is known: {_show(row)}\n{_SHAPES}")
 
 
 def training_rows(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return rows of any known shape as trainers take them: messages, prompt and completion, or prompt and a pair."""
-    found: list[dict[str, Any]] = []
-    for number, row in enumerate(rows, start=1):
-        normal = normalise(row, f"{where}, row {number}")
-        if isinstance(normal, Conversation):
-            found.append({"messages": [message.to_dict() for message in normal.messages]})
-            continue
-        prompt = [message.to_dict() for message in normal.prompt]
-        if isinstance(normal, Demonstration):
-            found.append({"prompt": prompt, "completion": normal.completion})
-        else:
-            found.append({"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected})
-    return found
+    """Return rows of any known shape as trainers take them: messages, prompt and completion, prompt and a pair, or text."""
+    return [training_row(normalise(row, f"{where}, row {number}")) for number, row in enumerate(rows, start=1)]
+
+
+def training_row(normal: Normal) -> dict[str, Any]:
+    """Return a normalised row as trainers take it."""
+    if isinstance(normal, Plain):
+        return {"text": normal.text}
+    if isinstance(normal, Conversation):
+        return {"messages": [message.to_dict() for message in normal.messages]}
+    prompt = [message.to_dict() for message in normal.prompt]
+    if isinstance(normal, Demonstration):
+        return {"prompt": prompt, "completion": normal.completion}
+    return {"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected}
 
 
 def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[Kind]) -> list[Kind]:
@@ -117,6 +146,20 @@ def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[K
             )
         found.append(normal)
     return found
+
+
+def _plain(row: Mapping[str, Any], where: str) -> Plain:
+    labels = [name for name in ("label", "labels", "label_text", "target", "class") if name in row]
+    if labels:
+        raise DataError(
+            f"{where}: 'text' beside '{labels[0]}': as plain text the label would never be learned; write the row as prompt "
+            f"and completion. The row: {_show(row)}"
+        )
+    if not isinstance(row["text"], str):
+        raise DataError(f"{where}, 'text': must be a text: {_show(row)}")
+    if not row["text"].strip():
+        raise DataError(f"{where}, 'text': is empty")
+    return Plain(text=row["text"])
 
 
 def _preference(row: Mapping[str, Any], where: str) -> Preference:
@@ -152,9 +195,20 @@ def _alpaca(row: Mapping[str, Any], prompt: tuple[Message, ...], where: str) -> 
         raise DataError(f"{where}, 'input': must be a text, not {type(extra).__name__}")
     if extra.strip():
         prompt = (*prompt[:-1], Message(role="user", content=f"{prompt[-1].content}\n\n{extra}"))
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        prompt = (Message(role="system", content=row["system"]), *prompt)
-    return prompt
+    earlier: list[Message] = []
+    for pair in row.get("history") or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+            raise DataError(f"{where}, 'history': must be a list of [question, answer]: {_show(row['history'])}")
+        earlier += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return (*earlier, *prompt)
+
+
+def _under(system: str, messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    if messages[0].role != "system":
+        return (Message(role="system", content=system), *messages)
+    if messages[0].content.strip() != system.strip():
+        raise DataError(f"{where}: 'system' is {_show(system)}, but the first message is another system message: remove one")
+    return messages
 
 
 def _prompt(value: Any, where: str) -> tuple[Message, ...]:

@@ -15,17 +15,27 @@ the end-of-turn token are often the same.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from ..core.errors import DataError
 from ..core.types import Message
 from .chat import render_text
+from .checks import (
+    check_trained,
+    decode,
+    refuse_double_start,
+    refuse_dropped,
+    refuse_foreign_specials,
+    refuse_special_text,
+    short,
+    show_messages,
+    specials_of,
+    squash,
+)
 
-__all__ = ["Encoded", "encode_completion", "encode_conversation"]
+__all__ = ["Encoded", "encode_completion", "encode_conversation", "encode_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +62,6 @@ class _Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class _Specials:
-    """A tokenizer's special tokens: their ids, a pattern that finds their text, and one to put before a piece of text."""
-
-    ids: frozenset[int]
-    pattern: re.Pattern[str] | None
-    anchor: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Span:
     """Characters of the rendered text: generation would begin at `seam`, training does at `start`; content ends at `end`."""
 
@@ -78,19 +79,20 @@ def encode_conversation(tokenizer: Any, messages: Sequence[Message], *, train: L
     """
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
     if not turns:
-        raise DataError(f"the conversation has no assistant turn to train on: {_show_messages(messages)}")
-    _refuse_special_text(tokenizer, messages)
+        raise DataError(f"the conversation has no assistant turn to train on: {show_messages(messages)}")
+    refuse_special_text(tokenizer, messages)
     text = render_text(tokenizer, messages, generation_prompt=False)
-    _refuse_dropped(messages, text)
+    refuse_dropped(messages, text)
     spans = [_locate(tokenizer, messages, i, text) for i in (turns if train == "all" else turns[-1:])]
     tokens = _tokenise(tokenizer, text, [span.seam for span in spans])
     mask = [False] * len(tokens.ids)
     for span, seam in zip(spans, tokens.seams, strict=True):
         first = seam if span.start == span.seam else next(t for t, end in enumerate(tokens.ends) if end > span.start)
         last = _end_token(tokenizer, text, tokens, first, span)
-        _check(tokenizer, text, tokens.ids[first:last], span)
+        check_trained(tokenizer, text, tokens.ids[first:last], span.start, span.end, span.where)
         mask[first : last + 1] = [True] * (last + 1 - first)
-    _refuse_double_start(tokenizer, tokens.ids)
+    refuse_double_start(tokenizer, tokens.ids)
+    refuse_foreign_specials(tokenizer, text, tokens.ids)
     return Encoded(tokens.ids, mask)
 
 
@@ -102,22 +104,40 @@ def encode_completion(tokenizer: Any, prompt: Sequence[Message], completion: str
     """
     turn = Message(role="assistant", content=completion)
     messages = [*prompt, turn]
-    _refuse_special_text(tokenizer, messages)
+    refuse_special_text(tokenizer, messages)
     opening = render_text(tokenizer, prompt, generation_prompt=True)
     text = render_text(tokenizer, messages, generation_prompt=False)
-    _refuse_dropped(prompt, opening)
+    refuse_dropped(prompt, opening)
     _, after = _around(tokenizer, messages, len(messages) - 1)
     as_is = not text.startswith(opening) or not text.endswith(after)
-    as_is = as_is or _squash(text[len(opening) : len(text) - len(after)]) != _squash(completion)
+    as_is = as_is or squash(text[len(opening) : len(text) - len(after)]) != squash(completion)
     if as_is:
         text = opening + completion + after
     span = _Span(len(opening), len(opening), len(text) - len(after), "the completion")
     tokens = _tokenise(tokenizer, text, [span.seam])
     first = tokens.seams[0]
     last = _end_token(tokenizer, text, tokens, first, span)
-    _check(tokenizer, text, tokens.ids[first:last], span)
-    _refuse_double_start(tokenizer, tokens.ids)
+    check_trained(tokenizer, text, tokens.ids[first:last], span.start, span.end, span.where)
+    refuse_double_start(tokenizer, tokens.ids)
+    refuse_foreign_specials(tokenizer, text, tokens.ids)
     return Encoded(tokens.ids[: last + 1], [t >= first for t in range(last + 1)])
+
+
+def encode_text(tokenizer: Any, text: str) -> Encoded:
+    """Return the ids of a text without turns, ended by the end token; all are trained but the first, which nothing precedes.
+
+    The start token, if the tokenizer puts one before a text, is context.
+    """
+    refuse_special_text(tokenizer, [Message(role="user", content=text)])
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' has no end token, so a text would never end")
+    ids: list[int] = list(tokenizer(text)["input_ids"])
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+    refuse_double_start(tokenizer, ids)
+    bare = ids[1:] if ids[0] == tokenizer.bos_token_id and len(ids) > 1 else ids
+    check_trained(tokenizer, text, bare[:-1], 0, len(text), "the text")
+    return Encoded(ids, [t > 0 for t in range(len(ids))])
 
 
 # Where the assistant's characters are --------------------------------------------------------------------------------
@@ -134,8 +154,7 @@ def _around(tokenizer: Any, messages: Sequence[Message], turn: int) -> tuple[str
     if not found or sentinel in after:
         times = "twice" if found else "not at all"
         raise DataError(
-            f"the chat template of '{tokenizer.name_or_path}' shows assistant turn {turn} {times}: "
-            f"{_show_messages(messages)}"
+            f"the chat template of '{tokenizer.name_or_path}' shows assistant turn {turn} {times}: {show_messages(messages)}"
         )
     return before, after
 
@@ -151,16 +170,14 @@ def _locate(tokenizer: Any, messages: Sequence[Message], turn: int, text: str) -
     if text.startswith(before) and len(before) <= end and _kept(text[len(before) : end], content):
         start = len(before)
     elif (
-        agreed <= end
-        and _squash(text[:end]).endswith(_squash(content))
-        and _squash(content).endswith(_squash(text[agreed:end]))
+        agreed <= end and squash(text[:end]).endswith(squash(content)) and squash(content).endswith(squash(text[agreed:end]))
     ):
         start = agreed  # the template sets this content apart (Qwen3's reasoning), or the prompt has its opening tag
     else:
         shown = text[len(before) if text.startswith(before) else agreed : end]
         raise DataError(
             f"{where}: the chat template of '{tokenizer.name_or_path}' changes the content, so what is trained is unclear: "
-            f"the message is {_short(content)!r}, rendered is {_short(shown)!r}"
+            f"the message is {short(content)!r}, rendered is {short(shown)!r}"
         )
     seam = agreed if agreed == len(opening) and agreed <= start else start
     # White space between the generation prompt and the content is the model's to write; anything more is the template's.
@@ -176,14 +193,9 @@ def _agreed(a: str, b: str) -> int:
 
 def _kept(shown: str, content: str) -> bool:
     """Whether the template shows the content, or what is left of it after a closed block such as `<think>…</think>`."""
-    shown, content = _squash(shown), _squash(content)
+    shown, content = squash(shown), squash(content)
     dropped = content[: len(content) - len(shown)]
     return content.endswith(shown) and (not dropped or re.search(r"</\w+>$", dropped) is not None)
-
-
-def _squash(text: str) -> str:
-    """Drop white space, and differences of Unicode form that a tokenizer's normaliser removes."""
-    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 # From characters to tokens -------------------------------------------------------------------------------------------
@@ -213,7 +225,7 @@ def _extend(tokens: _Tokens, ids: list[int], spans: list[tuple[int, int]]) -> No
 
 def _encode(tokenizer: Any, text: str, begin: int) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokenise `text[begin:]`; not from the start of the text, as what follows a special token, not as a first word."""
-    anchor = _specials(tokenizer).anchor or "" if begin else ""
+    anchor = specials_of(tokenizer).anchor or "" if begin else ""
     encoded = tokenizer(anchor + text[begin:], add_special_tokens=False, return_offsets_mapping=True)
     shift, skip = begin - len(anchor), 1 if anchor else 0
     ids: list[int] = encoded["input_ids"][skip:]
@@ -222,10 +234,10 @@ def _encode(tokenizer: Any, text: str, begin: int) -> tuple[list[int], list[tupl
 
 def _encode_rest(tokenizer: Any, text: str, begin: int, before: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokenise `text[begin:]` such that, put after the ids `before`, it reads exactly as the whole text does."""
-    whole = _decode(tokenizer, _encode(tokenizer, text, 0)[0])
+    whole = decode(tokenizer, _encode(tokenizer, text, 0)[0])
     for at in (begin, begin + 1) if text[begin : begin + 1] == " " else (begin,):  # some tokenizers add a space themselves
         ids, spans = _encode(tokenizer, text, at)
-        if _decode(tokenizer, before + ids) == whole:
+        if decode(tokenizer, before + ids) == whole:
             return ids, spans
     around = text[max(0, begin - 40) : begin + 40]
     raise DataError(
@@ -234,13 +246,9 @@ def _encode_rest(tokenizer: Any, text: str, begin: int, before: list[int]) -> tu
     )
 
 
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
 def _end_token(tokenizer: Any, text: str, tokens: _Tokens, first: int, span: _Span) -> int:
     """Return the index of the special token that ends the turn; only white space may stand between it and the content."""
-    specials = _specials(tokenizer).ids
+    specials = specials_of(tokenizer).ids
     for t in range(first, len(tokens.ids)):
         if tokens.ends[t] <= span.end:
             continue
@@ -250,72 +258,5 @@ def _end_token(tokenizer: Any, text: str, tokens: _Tokens, first: int, span: _Sp
             break
     raise DataError(
         f"{span.where}: the chat template of '{tokenizer.name_or_path}' ends the turn with no special token, so the model "
-        f"would never learn to stop; after the content comes {_short(text[span.end : span.end + 40])!r}"
+        f"would never learn to stop; after the content comes {short(text[span.end : span.end + 40])!r}"
     )
-
-
-# Checks --------------------------------------------------------------------------------------------------------------
-
-_SPECIALS: WeakKeyDictionary[Any, _Specials] = WeakKeyDictionary()
-
-
-def _specials(tokenizer: Any) -> _Specials:
-    if tokenizer not in _SPECIALS:
-        added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        texts = sorted((token.content for token in added.values()), key=len, reverse=True)
-        # One that swallows neighbouring white space would change the text it is put before.
-        anchors = [token.content for token in added.values() if not token.rstrip and not token.normalized]
-        _SPECIALS[tokenizer] = _Specials(
-            ids=frozenset(added) | frozenset(tokenizer.all_special_ids),
-            pattern=re.compile("|".join(map(re.escape, texts))) if texts else None,
-            anchor=anchors[0] if anchors else None,
-        )
-    return _SPECIALS[tokenizer]
-
-
-def _refuse_special_text(tokenizer: Any, messages: Sequence[Message]) -> None:
-    pattern = _specials(tokenizer).pattern
-    for i, message in enumerate(messages):
-        found = pattern.search(message.content) if pattern else None
-        if found:
-            around = message.content[max(0, found.start() - 30) : found.end() + 30]
-            raise DataError(
-                f"message {i} ({message.role}) contains the text of the special token {found[0]!r}, which would begin or "
-                f"end a turn: {_short(around)!r}; remove or rewrite it"
-            )
-
-
-def _refuse_dropped(messages: Sequence[Message], text: str) -> None:
-    for i, message in enumerate(messages):
-        if message.role == "assistant" or message.content.strip() in text:
-            continue
-        if _squash(message.content) not in _squash(text):
-            raise DataError(
-                f"the chat template does not show message {i} ({message.role}) as it is: {_short(message.content)!r}; "
-                "put its text into a user message"
-            )
-
-
-def _refuse_double_start(tokenizer: Any, ids: Sequence[int]) -> None:
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        raise DataError(f"the chat template of '{tokenizer.name_or_path}' begins with {tokenizer.bos_token!r} twice")
-
-
-def _check(tokenizer: Any, text: str, trained: list[int], span: _Span) -> None:
-    """Compare what the trained tokens say with what the text has there."""
-    said = _decode(tokenizer, trained)
-    expected = text[span.start : span.end]
-    if _squash(said) != _squash(expected):
-        around = text[max(0, span.start - 20) : span.end + 20]
-        raise DataError(
-            f"{span.where}: the trained tokens say {_short(said)!r}, the text is {_short(expected)!r} "
-            f"(within {_short(around)!r})"
-        )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 160 else f"{text[:90]} … {text[-60:]}"
-
-
-def _show_messages(messages: Sequence[Message]) -> str:
-    return _short("; ".join(f"{message.role}: {message.content}" for message in messages))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ..core.types import Message
 from ..losses.judged import reward_weights
 from ..training.opening import messages_of
 
-__all__ = ["Judged", "best", "filtered", "read_judged", "weights"]
+__all__ = ["Judged", "best", "filtered", "need_choice", "read_judged", "weights"]
 
 _SHAPES = "expected 'prompt', 'responses' and 'scores' (two lists of one length), or 'prompt', 'completion' and 'score'"
 
@@ -30,7 +30,7 @@ class Judged:
     score: float
 
 
-def read_judged(data: Sequence[Mapping[str, Any]]) -> list[Judged]:
+def read_judged(data: Sequence[Mapping[str, Any]], where: Callable[[int], str] = "row {}".format) -> list[Judged]:
     """Return every scored response of the rows, in order; a broken row is a `DataError` that names it."""
     found: list[Judged] = []
     numbers: dict[tuple[Message, ...], int] = {}
@@ -38,7 +38,7 @@ def read_judged(data: Sequence[Mapping[str, Any]]) -> list[Judged]:
         try:
             messages, responses, scores = _parts(values)
         except DataError as error:
-            raise DataError(f"row {row}: {error}") from None
+            raise DataError(f"{where(row)}: {error}") from None
         prompt = numbers.setdefault(messages, len(numbers))
         found += [
             Judged(row=row, prompt=prompt, messages=messages, response=response, score=score)
@@ -80,7 +80,6 @@ def _score(value: Any) -> float:
 
 def best(found: Sequence[Judged]) -> list[Judged]:
     """Return each prompt's response with the highest score, the first of equal ones."""
-    _need_choice(found, "best")
     top: dict[int, Judged] = {}
     for judged in found:
         if judged.prompt not in top or judged.score > top[judged.prompt].score:
@@ -88,28 +87,27 @@ def best(found: Sequence[Judged]) -> list[Judged]:
     return list(top.values())
 
 
-def filtered(found: Sequence[Judged], threshold: float) -> list[Judged]:
+def filtered(found: Sequence[Judged], threshold: float, of: str = "") -> list[Judged]:
     """Return the responses whose score is at least the threshold; none is a `DataError`."""
     kept = [judged for judged in found if judged.score >= threshold]
     if not kept:
         highest = max((judged.score for judged in found), default=math.nan)
         raise DataError(
-            f"no response has a score of at least threshold = {threshold:g} (the highest is {highest:g}): lower it"
+            f"no response{of} has a score of at least threshold = {threshold:g} (the highest is {highest:g}): lower it"
         )
     return kept
 
 
 def weights(found: Sequence[Judged], *, beta: float, over: Literal["prompt", "data"]) -> list[float]:
     """Return each response's weight, exp(score / beta) normalised to a mean of 1 (see `reward_weights`)."""
-    if over == "prompt":
-        _need_choice(found, "weighted")
     scores_N = torch.tensor([judged.score for judged in found], dtype=torch.double)
     prompts_N = torch.tensor([judged.prompt for judged in found])
     values: list[float] = reward_weights(scores_N, prompts_N, beta=beta, over=over).tolist()
     return values
 
 
-def _need_choice(found: Sequence[Judged], mode: str) -> None:
+def need_choice(found: Sequence[Judged], mode: str) -> None:
+    """Raise `DataError` when no prompt has two responses, so that there is nothing to compare."""
     if len({judged.prompt for judged in found}) == len(found):
         raise DataError(
             f"mode={mode} compares the responses to one prompt, but no prompt has two: use mode=filtered with a threshold, "

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
+from ..engines.local.replies import replies
 from ..losses.divergence import Divergence, forward_kl, jensen_shannon, log_distributions, reverse_kl
 from ..models.adapters import Kind
 from ..models.forward import Forward
@@ -33,6 +34,7 @@ from ..stats.flops import forward_flops, train_flops
 from ..training.optimiser import Schedule
 from ..training.rows import encode_row, fits
 from ..training.session import Session
+from ..training.settings import LoopSettings
 from ..training.step import Work
 from ..training.teacher import Teacher, check_same_ids, open_teacher
 
@@ -40,7 +42,7 @@ __all__ = ["Distill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distill:
+class Distill(LoopSettings):
     """Token-level knowledge distillation from a teacher with the same tokenizer, into all weights or an adapter.
 
     `teacher` is any reference to a model: alias, folder, adapter folder or hub id. Rows are those of `sft`. The responses
@@ -81,7 +83,7 @@ class Distill:
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
-        self._check()
+        self._check_settings()
         # What the teacher is decides the result, not where it lies: its fingerprint stands for it in the run's key.
         content = fingerprint_of(self.teacher)
         session = replace(Session.open(replace(self, teacher=content), start, data, out, seed=seed), method=self)
@@ -89,14 +91,15 @@ class Distill:
             return session.done
         tokenizer = session.opened.loaded.tokenizer
         teacher = open_teacher(self.teacher, student=session.module, tokenizer=tokenizer, dtype=self.dtype)
-        rows, dropped = self._encode(tokenizer, teacher, data, self.max_length or session.opened.context)
+        rows, dropped = self._encode(session, teacher)
         objective = _Objective(
             self, teacher, session.opened.loaded.shape, session.frozen_backbone, virtual_flops=session.virtual_flops
         )
-        told = {"ref": self.teacher, "fingerprint": content, "flops_per_epoch": sum(map(objective.teachers_flops, rows))}
-        return session.train(objective, rows, facts={"dropped_too_long": dropped, "teacher": told})
+        reading = sum(objective.teachers_flops(row) for row in rows if row.row not in session.held)
+        told = {"ref": self.teacher, "fingerprint": content, "flops_per_epoch": reading}
+        return session.train(objective, rows, facts={"dropped_too_long": dropped, "teacher": told}, generate=replies)
 
-    def _check(self) -> None:
+    def _check_settings(self) -> None:
         if not self.teacher:
             raise ConfigError(
                 "distill: no teacher: set teacher= to an alias, a folder, an adapter folder or a hub id "
@@ -118,12 +121,11 @@ class Distill:
                 f"sft_weight = {self.sft_weight} in [0, 1) (all of it would be sft, without a teacher)"
             )
 
-    def _encode(
-        self, tokenizer: Any, teacher: Teacher, data: Sequence[Mapping[str, Any]], limit: int
-    ) -> tuple[list[_Row], int]:
-        rows, limit = [], min(limit, teacher.context)
-        for i, row in enumerate(data):
-            where = f"row {i}"
+    def _encode(self, session: Session, teacher: Teacher) -> tuple[list[_Row], int]:
+        tokenizer = session.opened.loaded.tokenizer
+        rows, limit = [], min(self.max_length or session.opened.context, teacher.context)
+        for i, row in enumerate(session.rows):
+            where = session.where(i)
             encoded = encode_row(tokenizer, row, train=self.train, where=where)
             check_same_ids(
                 self.teacher, encode_row(teacher.tokenizer, row, train=self.train, where=f"{where}, for the teacher"),
@@ -131,7 +133,7 @@ class Distill:
             )  # fmt: skip
             if fits(len(encoded.ids), limit, too_long=self.too_long, where=where):
                 rows.append(_Row(i, encoded))
-        return rows, len(data) - len(rows)
+        return rows, len(session.rows) - len(rows)
 
 
 @dataclass(frozen=True, slots=True)

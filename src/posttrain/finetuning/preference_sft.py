@@ -29,6 +29,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded, encode_completion
+from ..engines.local.replies import replies
 from ..losses.judged import RANKING_LOSSES, ranking_margin
 from ..losses.reduce import sequence_sums
 from ..models.adapters import Kind
@@ -37,8 +38,9 @@ from ..models.sharing import share_opening, shared_prefix
 from ..training.optimiser import Schedule
 from ..training.rows import encode_pair, fits, split_response
 from ..training.session import Session, group_work
+from ..training.settings import LoopSettings
 from ..training.step import Work
-from ._judged import best, filtered, read_judged, weights
+from ._judged import Judged, best, filtered, need_choice, read_judged, weights
 
 __all__ = ["PreferenceSft"]
 
@@ -54,7 +56,7 @@ _READ_BY = {  # which modes read a setting; the margin's own need a margin too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceSft:
+class PreferenceSft(LoopSettings):
     """Fine-tuning on judged responses: chosen ones, the best, those above a threshold, or all weighted by their scores.
 
     Rows are `{"prompt", "chosen", "rejected"}` with mode=chosen (`rejected` may be missing without a margin), else
@@ -102,20 +104,20 @@ class PreferenceSft:
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
-        self._check()
+        self._check_settings()
         session = Session.open(self, start, data, out, seed=seed)
         if session.done is not None:
             return session.done
-        tokenizer = session.opened.loaded.tokenizer
-        items, facts = self._pairs(tokenizer, data) if self.mode == "chosen" else self._scored(tokenizer, data)
+        items, facts = self._pairs(session) if self.mode == "chosen" else self._scored(session)
         limit = self.max_length or session.opened.context
-        kept = [item for item in items if fits(item.longest, limit, too_long=self.too_long, where=f"row {item.row}")]
+        kept = [i for i in items if fits(i.longest, limit, too_long=self.too_long, where=session.where(i.row))]
         objective = _Objective(
             self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs, session.virtual_flops
         )
-        return session.train(objective, kept, facts={**facts, "dropped_too_long": len(items) - len(kept)})
+        facts["dropped_too_long"] = len(items) - len(kept)
+        return session.train(objective, kept, facts=facts, generate=replies)
 
-    def _check(self) -> None:
+    def _check_settings(self) -> None:
         for field in fields(self):
             read = field.name not in _READ_BY or self.mode in _READ_BY[field.name]
             if field.name.startswith("margin_") and self.margin == "off":
@@ -131,33 +133,43 @@ class PreferenceSft:
                 f"{self.beta} must be positive, margin_gap = {self.margin_gap} not negative"
             )
 
-    def _pairs(self, tokenizer: Any, data: Sequence[Mapping[str, Any]]) -> tuple[list[_Item], dict[str, Any]]:
-        items = []
-        for i, row in enumerate(data):
+    def _pairs(self, session: Session) -> tuple[list[_Item], dict[str, Any]]:
+        tokenizer, items = session.opened.loaded.tokenizer, []
+        for i, row in enumerate(session.rows):
             if self.margin != "off" or "rejected" in row:
-                chosen, rejected = encode_pair(tokenizer, row, where=f"row {i}")
+                chosen, rejected = encode_pair(tokenizer, row, where=session.where(i))
                 group = (chosen,) if self.margin == "off" else (chosen, rejected)
             else:
-                group = (_chosen(tokenizer, row, where=f"row {i}"),)
+                group = (_chosen(tokenizer, row, where=session.where(i)),)
             items.append(_Item(i, group))
         return items, {}
 
-    def _scored(self, tokenizer: Any, data: Sequence[Mapping[str, Any]]) -> tuple[list[_Item], dict[str, Any]]:
-        found = read_judged(data)
-        if not found:
+    def _scored(self, session: Session) -> tuple[list[_Item], dict[str, Any]]:
+        found = read_judged(session.rows, where=session.where)
+        trained = [judged for judged in found if judged.row not in session.held]
+        if not trained:
             raise DataError("there is nothing to train on: no row is left")
-        if self.mode == "weighted":
-            kept = list(zip(found, weights(found, beta=self.beta, over=self.over), strict=True))
-        else:
-            kept = [(judged, 1.0) for judged in (best(found) if self.mode == "best" else filtered(found, self.threshold))]
-        items = []
+        if self.mode == "best" or (self.mode == "weighted" and self.over == "prompt"):
+            need_choice(trained, self.mode)
+        # each part by itself: held-out scores decide nothing about training
+        held = [judged for judged in found if judged.row in session.held]
+        kept = self._selected(trained, "") + self._selected(held, " of the held-out rows")
+        tokenizer, items = session.opened.loaded.tokenizer, []
         for judged, weight in kept:
             try:
                 items.append(_Item(judged.row, (encode_completion(tokenizer, judged.messages, judged.response),), weight))
             except DataError as error:
-                raise DataError(f"row {judged.row}: {error}") from None
+                raise DataError(f"{session.where(judged.row)}: {error}") from None
         prompts = len({judged.prompt for judged in found})
         return items, {"responses": len(found), "prompts": prompts, "not_selected": len(found) - len(kept)}
+
+    def _selected(self, found: Sequence[Judged], of: str) -> list[tuple[Judged, float]]:
+        """Return the responses that take part, with their weights."""
+        if not found:
+            return []
+        if self.mode == "weighted":
+            return list(zip(found, weights(found, beta=self.beta, over=self.over), strict=True))
+        return [(judged, 1.0) for judged in (best(found) if self.mode == "best" else filtered(found, self.threshold, of))]
 
 
 def _chosen(tokenizer: Any, row: Mapping[str, Any], *, where: str) -> Encoded:

@@ -18,25 +18,28 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
+from ..engines.local.replies import replies
 from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening
-from ..stats.flops import train_flops
+from ..stats.flops import forward_flops, train_flops
 from ..training.optimiser import Schedule
 from ..training.rows import encode_row
 from ..training.session import Session
+from ..training.settings import LoopSettings
 from ..training.step import Work
 
 __all__ = ["Sft"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sft:
+class Sft(LoopSettings):
     """Supervised fine-tuning of all weights or of an adapter (LoRA and its kin, IA3, prefix, prompt, bottleneck).
 
-    Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last) or
-    `{"prompt": text or messages, "completion": text}`. A row longer than `max_length` tokens (0: the model's context)
-    is an error that names it; with `too_long="drop"` it is left out and counted in the checkpoint's `posttrain.json`.
+    Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last),
+    `{"prompt": text or messages, "completion": text}`, or `{"text": ...}`, all of which is trained. A row longer than
+    `max_length` tokens (0: the model's context) is an error that names it; with `too_long="drop"` it is left out and
+    counted in the checkpoint's `posttrain.json`.
     """
 
     version: ClassVar[str] = "1"
@@ -71,22 +74,23 @@ class Sft:
         session = Session.open(self, start, data, out, seed=seed)
         if session.done is not None:
             return session.done
-        rows, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
+        rows, dropped = self._encode(session)
         objective = _Objective(session.opened.loaded.shape, session.frozen_backbone, session.virtual_flops)
-        return session.train(objective, rows, facts={"dropped_too_long": dropped})
+        return session.train(objective, rows, facts={"dropped_too_long": dropped}, generate=replies)
 
-    def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Row], int]:
+    def _encode(self, session: Session) -> tuple[list[_Row], int]:
+        tokenizer, limit = session.opened.loaded.tokenizer, self.max_length or session.opened.context
         rows, dropped = [], 0
-        for i, row in enumerate(data):
-            encoded = encode_row(tokenizer, row, train=self.train, where=f"row {i}")
+        for i, row in enumerate(session.rows):
+            encoded = encode_row(tokenizer, row, train=self.train, where=session.where(i))
             if len(encoded.ids) <= limit:
                 rows.append(_Row(i, encoded))
             elif self.too_long == "drop":
                 dropped += 1
             else:
                 raise DataError(
-                    f"row {i} has {len(encoded.ids)} tokens, more than the {limit} allowed: shorten it, raise max_length "
-                    "(up to the model's context), or set too_long=drop to leave such rows out"
+                    f"{session.where(i)} has {len(encoded.ids)} tokens, more than the {limit} allowed: shorten it, raise "
+                    "max_length (up to the model's context), or set too_long=drop to leave such rows out"
                 )
         return rows, dropped
 
@@ -103,12 +107,15 @@ class _Objective:
 
     shape: ModelShape
     frozen_backbone: bool
-    virtual_flops: Callable[[int], float] = lambda _: 0.0
+    virtual_flops: Callable[..., float] = lambda tokens, backward: 0.0
 
-    def work(self, item: _Row) -> Work:
-        tokens = len(item.encoded.ids)
-        flops = train_flops(self.shape, tokens=tokens, logits=item.encoded.trained, frozen_backbone=self.frozen_backbone)
-        return Work(tokens=tokens, flops=flops + self.virtual_flops(tokens))
+    def work(self, item: _Row, *, backward: bool = True) -> Work:
+        tokens, logits = len(item.encoded.ids), item.encoded.trained
+        if backward:
+            flops = train_flops(self.shape, tokens=tokens, logits=logits, frozen_backbone=self.frozen_backbone)
+        else:
+            flops = forward_flops(self.shape, start=0, tokens=tokens, logits=logits)
+        return Work(tokens=tokens, flops=flops + self.virtual_flops(tokens, backward=backward))
 
     def totals(self, items: Sequence[_Row]) -> int:
         return sum(item.encoded.trained for item in items)

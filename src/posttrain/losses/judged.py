@@ -44,11 +44,11 @@ def reward_weights(
     among samples of a policy π₀ these are the self-normalised importance weights of π₀(y|x) exp(s / β) / Z(x).
     `over="data"`: w_i = N exp(s_i / β) / Σ_j exp(s_j / β), as in reward-weighted regression (Peters and Schaal 2007); with
     the value of the state taken off each score it is advantage-weighted regression (Peng et al. 2019, 1910.00177).
-    `prompts_N` numbers each response's prompt, from 0. Raises `ValueError` for a β that is not positive.
+    `prompts_N` tells prompts apart by any numbers. Raises `ValueError` for a β that is not positive.
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
-    groups_N = prompts_N if over == "prompt" else torch.zeros_like(prompts_N)
+    groups_N = torch.unique(prompts_N, return_inverse=True)[1] if over == "prompt" else torch.zeros_like(prompts_N)
     count = int(groups_N.max()) + 1
     z_N = scores_N.double() / beta
     top_G = torch.full((count,), float("-inf"), dtype=z_N.dtype).scatter_reduce(0, groups_N, z_N, "amax")

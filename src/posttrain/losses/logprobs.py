@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
-    "CHUNK", "Accumulator", "Head", "adjust", "recomputed", "token_logprobs", "token_logprobs_of_module",
+    "CACHE", "CHUNK", "KEPT", "Accumulator", "Head", "adjust", "recomputed", "token_logprobs", "token_logprobs_of_module",
     "weighted_logprob_sum",
 ]  # fmt: skip
 
 CHUNK = 256  # tokens whose logits exist at once: 256 × 49152 × 2 bytes = 25 MB
-_CACHE = 2 << 20  # bytes of wide logits worked on at a time on a processor
-_KEPT = 64 << 20  # bytes of gradients that `weighted_logprob_sum` may keep from the forward to the backward pass
+CACHE = 2 << 20  # bytes of wide logits worked on at a time on a processor
+KEPT = 64 << 20  # bytes of gradients that `weighted_logprob_sum` may keep from the forward to the backward pass
 _BLOCK = 2048  # rows of a head's gradient that are computed at a time: the product is added while it is in the cache
 
 
@@ -138,7 +138,7 @@ def _logps_and_dz(
 ) -> tuple[Tensor, Tensor]:
     """Return log p(y) and, when `g_N` is given, g · ∂log p(y) / ∂(W h + b) in the weights' type (else nothing of use)."""
     raw_NV = torch.nn.functional.linear(hidden_ND, weight, bias)
-    rows = max(1, _CACHE // (4 * raw_NV.shape[1])) if raw_NV.device.type == "cpu" else len(raw_NV)
+    rows = max(1, CACHE // (4 * raw_NV.shape[1])) if raw_NV.device.type == "cpu" else len(raw_NV)
     scale, softcap = how
     logps = []
     for at in range(0, len(raw_NV), max(rows, 1)):
@@ -227,7 +227,7 @@ class _WeightedSum(torch.autograd.Function):
         needs = ctx.needs_input_grad
         wanted = (needs[0], needs[3], needs[4])
         # The factor of the sink's share is known only in the backward pass: keep what is to be multiplied until then.
-        later = sink is not None and needs[3] and len(targets) * weight.shape[0] * weight.element_size() <= _KEPT
+        later = sink is not None and needs[3] and len(targets) * weight.shape[0] * weight.element_size() <= KEPT
         sums = Accumulator(hidden, weight, bias, None, (wanted[0], wanted[1] and not later, wanted[2]))
         logps, kept = [], []
         for start in range(0, len(targets), chunk):

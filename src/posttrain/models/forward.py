@@ -20,7 +20,7 @@ from ..losses.logprobs import Head, adjust, token_logprobs, token_logprobs_of_mo
 from .embedding import collected_embedding
 from .virtual import virtual_tokens
 
-__all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate"]
+__all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate", "text_config"]
 
 
 class TokenSequence(Protocol):
@@ -152,7 +152,7 @@ class Forward(nn.Module):
         if batch.layout is not None:
             from .sharing import packed_attention
 
-            with packed_attention(_text_config(causal_model(self.model).config)):
+            with packed_attention(text_config(causal_model(self.model).config)):
                 return _last(
                     backbone(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, layout=batch.layout)
                 )
@@ -233,7 +233,7 @@ class Forward(nn.Module):
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:
         """Try the packed layout against the plain forward: recurrent models and unknown attention take the latter."""
-        config = _text_config(causal_model(self.model).config)
+        config = text_config(causal_model(self.model).config)
         if self._virtual or getattr(config, "attention_chunk_size", None):
             return False
         from .sharing import pack
@@ -264,13 +264,14 @@ class _Probe:
         self.mask = [i >= max(prefix, 1) for i in range(len(self.ids))]
 
 
-def _text_config(config: Any) -> Any:
+def text_config(config: Any) -> Any:
+    """Return the decoder's configuration, of a multimodal model too."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def head_adjustments(config: Any) -> tuple[float, float | None]:
     """Return (scale, soft-cap) that a family applies to its logits: Cohere, Granite, Falcon-H1; Gemma-2, RecurrentGemma."""
-    text, scale = _text_config(config), 1.0
+    text, scale = text_config(config), 1.0
     for name, inverse in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
         value = getattr(text, name, None)
         if value is not None:

@@ -10,7 +10,7 @@ from torch import nn
 from ..core.errors import ModelError
 from ..core.types import ModelShape
 
-__all__ = ["shape_of"]
+__all__ = ["context_of", "shape_of"]
 
 
 def shape_of(model_or_config: Any, *, head: nn.Module | None = None) -> ModelShape:
@@ -50,6 +50,13 @@ def shape_of(model_or_config: Any, *, head: nn.Module | None = None) -> ModelSha
         layers=config.num_hidden_layers,
         attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
     )
+
+
+def context_of(config: Any) -> int | None:
+    """Return the context in tokens that a transformers configuration states, None if it states none."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    stated = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(stated) if stated else None
 
 
 def _expert_share(config: Any) -> float:

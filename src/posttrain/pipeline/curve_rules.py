@@ -155,12 +155,13 @@ class AdaptiveConsistency(_Drawn):
 class ComputeOptimal(_Drawn):
     """Samples by difficulty, on held-out questions; k names the budget: the mean tokens of uniform voting with k samples.
 
-    `pilot` samples tell the difficulty and are used; with a verifier, tables may also choose best-of-n and the weighted
-    vote.
+    `pilot` samples tell the difficulty and are used: by how many of them agree or, with `accept`, by how many of them the
+    verifier gives at least that score. With a verifier, tables may also choose best-of-n and the weighted vote.
     """
 
     pilot: Annotated[int, Field(ge=1)] = 4
     verifier: str | None = None
+    accept: float | None = None
     splits: Annotated[int, Field(ge=1)] = 10
 
     @property
@@ -178,6 +179,8 @@ class ComputeOptimal(_Drawn):
         self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
     ) -> tuple[list[Estimate], dict[int, Table]]:
         """Return the curve, and for each budget the table that all questions together give: for questions to come."""
+        if self.accept is not None and self.verifier is None:
+            raise ConfigError(f"compute_optimal: accept={self.accept:g} is a verifier's score: give verifier=SPEC")
         budgets = [k for k in sizes if k >= self.pilot]
         if not budgets or len(items) < 2:
             raise ConfigError(
@@ -189,9 +192,10 @@ class ComputeOptimal(_Drawn):
             rules.remove("weighted")  # a vote cannot have negative weights
         grid = grid_of(budgets, self.pilot)
         options = [Option(rule=rule, n=n) for rule in rules for n in grid]
-        found = prospects(items, options, pilot=self.pilot, scores=scores, draws=draws, seed=seed)
+        found = prospects(items, options, pilot=self.pilot, scores=scores, accept=self.accept, draws=draws, seed=seed)
         paid = {k: costs_at(items, k)[0] for k in budgets}
-        tables = {k: table_of(found, float(paid[k].mean()), verifier=self.verifier) for k in budgets}
+        means = {k: float(paid[k].mean()) for k in budgets}
+        tables = {k: table_of(found, means[k], verifier=self.verifier, accept=self.accept) for k in budgets}
         return allocated_curve(items, found, paid, splits=self.splits, seed=seed), tables
 
 

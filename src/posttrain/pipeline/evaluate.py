@@ -204,6 +204,7 @@ def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
             scores=tuple(float(candidate["score"]) for candidate in row.candidates),
             finishes=tuple(candidate["finish"] for candidate in row.candidates),
             answers=tuple(candidate["answer"] for candidate in row.candidates),
+            chosen=samples.text,
         )
         for row, samples in zip(loaded.rows, loaded.samples, strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from ..core.errors import ConfigError, did_you_mean
@@ -67,6 +67,7 @@ class Described:
     lever: str
     summary: str
     settings: tuple[str, ...]
+    shared: tuple[str, ...]  # settings of the loop that all trainers have
     paper: str
     needs: str
     cost: str
@@ -84,10 +85,18 @@ def describe_methods() -> Iterator[Described]:
                 name=name,
                 lever=lever + (" data" if getattr(cls, "kind", "") == "data" else ""),
                 summary=getattr(cls, "summary", (cls.__doc__ or "").strip().split("\n")[0]),
-                settings=tuple(f"{f.name}={format_value(f.default)}" for f in fields(cls) if f.init),
+                settings=_settings(cls, shared=False),
+                shared=_settings(cls, shared=True),
                 paper=getattr(cls, "paper", ""),
                 needs=", ".join(sorted(getattr(cls, "needs", ()))),
                 cost=getattr(cls, "cost", ""),
                 fails=getattr(cls, "fails", ""),
                 measured=getattr(cls, "measured", False),
             )
+
+
+def _settings(cls: type[Any], *, shared: bool) -> tuple[str, ...]:
+    """Return a method's own settings, or those it takes from a base that many methods share."""
+    base = {f.name for parent in cls.__mro__[1:] if is_dataclass(parent) for f in fields(parent)}
+    found = (f for f in fields(cls) if f.init and (f.name in base) == shared)
+    return tuple(f"{f.name}={format_value(f.default)}" for f in found)

@@ -19,6 +19,7 @@ Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined
 class EvalStage(Strict):
     """Answer a split of the task with a prompt and a strategy."""
 
+    teacher: str | None = None  # another model than the recipe's, by any reference: its replies are data
     split: str = "test"
     limit: int | None = Field(default=None, ge=1)
     prompt: str = "zero_shot"
@@ -61,24 +62,29 @@ class SearchStage(Strict):
 
 
 class DataStage(Strict):
-    """Make training rows: from the task's own worked solutions, from an evaluation's samples, or from a file."""
+    """Make training rows: by a maker (from the task's solutions, an evaluation's samples, a mix), or read them."""
 
     maker: str | None = None
-    source: str | None = Field(default=None, alias="from")  # an earlier evaluation stage
+    source: str | None = Field(default=None, alias="from")  # an earlier evaluation; for a maker of mixes, a data stage
     file: str | None = None
+    sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
-        if (self.maker is None) == (self.file is None):
-            raise ValueError("give either 'maker' or 'file'")
+        if sum(given is not None for given in (self.maker, self.file, self.sources)) != 1:
+            raise ValueError("give exactly one of 'maker', 'file' and 'sources'")
         return self
 
 
 class TrainStage(Strict):
-    """Train with a method on an earlier data stage's rows; `teacher` names the training stage a distillation learns from."""
+    """Train with a method on an earlier data stage's rows.
+
+    `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
+    """
 
     method: str
     data: str
+    eval_data: str | None = None
     teacher: str | None = None
 
 
@@ -108,7 +114,7 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
-        names += [self.train.data, self.train.teacher] if self.train else []
+        names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
 
@@ -141,12 +147,18 @@ class Recipe(Strict):
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
             if stage.model is not None and earlier[stage.model].train is None:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
-            if stage.train is not None and earlier[stage.train.data].data is None:
-                raise ValueError(f"stage '{stage.name}': data '{stage.train.data}' is not a data stage")
+            for key in ("data", "eval_data"):
+                source = getattr(stage.train, key, None)
+                if source is not None and earlier[source].data is None:
+                    raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
             if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
                 raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
-            if stage.data is not None and stage.data.source is not None and earlier[stage.data.source].eval is None:
-                raise ValueError(f"stage '{stage.name}': from '{stage.data.source}' is not an evaluation stage")
+            if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
+                raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
+            if stage.data is not None and stage.data.source is not None:
+                source = earlier[stage.data.source]
+                if source.eval is None and source.data is None:
+                    raise ValueError(f"stage '{stage.name}': from '{source.name}' is no evaluation and no data stage")
             if (
                 stage.eval is not None
                 and stage.eval.instruction is not None

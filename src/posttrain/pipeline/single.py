@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from .evaluate import Evaluation, evaluate, shots_dropped
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
-from .rows import rows_for
 from .stages import cost_to
 from .verifying import scorers
 
@@ -119,11 +119,12 @@ def _claim(folder: Path, key: str) -> None:
 
 def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> dict[str, Any]:
     """Train and return where the checkpoint is and what it cost; the same call again resumes."""
-    from ..data.sources import read_rows
+    from ..data.mixing import read_mix
+    from ..data.rows import rows_for
     from ..models.load import resolve
 
     trainer = build_trainer(method)
-    rows = rows_for(trainer, read_rows(data), data)
+    rows = read_mix(data, seed=seed, prepare=partial(rows_for, trainer)).rows
     path = resolve(model)
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))

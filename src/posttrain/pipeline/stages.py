@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, DataError, PosttrainError
+from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
-from ..core.protocols import Task, Trainer
+from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
-from ..core.types import Checkpoint, Cost, Usage
+from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
+from .making import makers_of, on_rows, read_hashes, read_sources
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
-from .rows import rows_with_scores
+from .training import files_of, trainer_of
 from .verifying import scorers
 
 if TYPE_CHECKING:
@@ -86,11 +87,16 @@ class Workshop:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         config = {key: value for key, value in config.items() if key != "search" or value is not None}
-        if stage.eval is not None:  # a later setting that is not set leaves the key as it was
-            late = {name for name in config["eval"] if "budget" in name or name == "instruction"}
-            config["eval"] = {key: value for key, value in config["eval"].items() if key not in late or value is not None}
-        if stage.train is not None and stage.train.teacher is None:
-            del config["train"]["teacher"]
+        late = {"instruction", "teacher", "sources"}
+        for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
+            if config[kind] is not None:
+                config[kind] = {
+                    key: value
+                    for key, value in config[kind].items()
+                    if value is not None or (key not in late and "budget" not in key)
+                }
+        if stage.train is not None:  # likewise
+            config["train"] = {key: value for key, value in config["train"].items() if value is not None}
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -100,8 +106,12 @@ class Workshop:
             facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
-        if stage.train is not None and (teacher := getattr(build_trainer(stage.train.method), "teacher", "")):
-            facts["teacher"] = static_fingerprint(teacher)
+        if stage.data is not None and (reads := read_hashes(stage.data)):
+            facts["reads"] = reads
+        if stage.eval is not None and stage.eval.teacher is not None:
+            facts["teacher"] = static_fingerprint(stage.eval.teacher)
+        if stage.train is not None:
+            facts |= files_of(build_trainer(stage.train.method))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -109,10 +119,10 @@ class Workshop:
         methods: list[Any] = []
         if stage.eval is not None:
             methods = [build_prompter(stage.eval.prompt), build_strategy(stage.eval.strategy)]
-        elif stage.data is not None and stage.data.maker is not None:
-            methods = [build_maker(stage.data.maker)]
+        elif stage.data is not None:
+            methods = makers_of(stage, stage.data, self.recipe)
         elif stage.train is not None:
-            methods = [_trainer(stage.train)]
+            methods = [trainer_of(stage.train)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
@@ -136,6 +146,8 @@ class Workshop:
 
     def model_ref(self, stage: StageConfig) -> str:
         """Return what to load for a stage: an earlier stage's checkpoint or the recipe's model."""
+        if stage.eval is not None and stage.eval.teacher is not None:
+            return stage.eval.teacher
         return self.recipe.model if stage.model is None else str(self.done[stage.model].folder / "checkpoint")
 
     def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
@@ -194,24 +206,32 @@ class Workshop:
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
         if config.file is not None:
+            from ..data.rows import rows_with_scores
             from ..data.sources import read_rows
 
             rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
-            assert config.maker is not None
-            source = None if config.source is None else self.recipe.stage(config.source).eval
-            prompter = build_prompter(self.prompt(source) if source is not None else "zero_shot")
-            sampled = []
-            if config.source is not None and source is not None:
-                examples = self.task.examples(source.split)[: source.limit]
-                sampled = load_sampled(self.done[config.source].folder, examples)
-            made = build_maker(config.maker)(self.task, prompter, sampled, seed=self.recipe.seed)
+            seed = self.recipe.seed
+            made = self._made(config) if config.sources is None else read_sources(config.sources, seed=seed)
             rows, counts = made.rows, made.counts
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
         return Cost()
+
+    def _made(self, config: DataStage) -> Made:
+        assert config.maker is not None
+        maker = build_maker(config.maker)
+        source = None if config.source is None else self.recipe.stage(config.source)
+        if source is not None and source.data is not None:
+            maker = on_rows(maker, self.done[source.name].folder / "rows.jsonl")
+        asked = source.eval if source is not None else None
+        sampled = []
+        if source is not None and asked is not None:
+            sampled = load_sampled(self.done[source.name].folder, self.task.examples(asked.split)[: asked.limit])
+        prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
+        return maker(self.task, prompter, sampled, seed=self.recipe.seed)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
         self._engine = None  # the engine's memory is the trainer's now
@@ -221,8 +241,8 @@ class Workshop:
         from ..models.load import resolve
 
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
-        teacher = None if config.teacher is None else self.done[config.teacher].folder / "checkpoint"
-        trained = _trainer(config, teacher)(start, rows, folder, seed=self.recipe.seed)
+        folders = {name: done.folder for name, done in self.done.items()}
+        trained: Checkpoint = trainer_of(config, folders)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
     def close(self) -> None:
@@ -246,15 +266,6 @@ class Workshop:
         """Return what had to be paid once before this evaluation: training, the sampling that made its data, searching."""
         before = {name for source in stage.inputs for name in self.ancestors(source)}
         return sum((self.done[name].cost for name in sorted(before)), Cost())
-
-
-def _trainer(config: TrainStage, teacher: Path | None = None) -> Trainer:
-    """Return a stage's trainer, which learns from the teacher that the stage names, if it does; refuses one for nothing."""
-    trainer: Any = build_trainer(config.method)
-    if config.teacher is not None and getattr(trainer, "teacher", None) != "":
-        why = "has a teacher of its own" if hasattr(trainer, "teacher") else "learns from no teacher"
-        raise ConfigError(f"{config.method}: {why}, so the stage's 'teacher: {config.teacher}' must be left out")
-    return trainer if teacher is None else replace(trainer, teacher=str(teacher))  # type: ignore[no-any-return]
 
 
 @dataclass

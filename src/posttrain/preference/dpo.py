@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
+from ..engines.local.replies import replies
 from ..losses.preference import MARGIN_LOSSES, implicit_reward
 from ..losses.reduce import sequence_sums
 from ..models.adapters import Kind
@@ -35,13 +36,14 @@ from ..training.optimiser import Schedule
 from ..training.reference import reference_logps
 from ..training.rows import encode_pair
 from ..training.session import Session, group_work
+from ..training.settings import LoopSettings
 from ..training.step import Work
 
 __all__ = ["Dpo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dpo:
+class Dpo(LoopSettings):
     """DPO of all weights or of an adapter (which wants an `lr` some ten times higher).
 
     Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
@@ -88,7 +90,7 @@ class Dpo:
         session = Session.open(self, start, data, out, seed=seed)
         if session.done is not None:
             return session.done
-        pairs, dropped = self._encode(session.opened.loaded.tokenizer, data, self.max_length or session.opened.context)
+        pairs, dropped = self._encode(session)
         objective = _Objective(
             self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs, session.virtual_flops
         )
@@ -101,12 +103,13 @@ class Dpo:
             out=out, key=session.key, tokens_per_microbatch=4 * session.tokens_per_microbatch,
         )  # fmt: skip
         pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
-        return session.train(objective, pairs, facts={"dropped_too_long": dropped}, cost=cost)
+        return session.train(objective, pairs, facts={"dropped_too_long": dropped}, cost=cost, generate=replies)
 
-    def _encode(self, tokenizer: Any, data: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[_Pair], int]:
+    def _encode(self, session: Session) -> tuple[list[_Pair], int]:
+        tokenizer, limit = session.opened.loaded.tokenizer, self.max_length or session.opened.context
         pairs, dropped = [], 0
-        for i, row in enumerate(data):
-            pair = encode_pair(tokenizer, row, where=f"row {i}")
+        for i, row in enumerate(session.rows):
+            pair = encode_pair(tokenizer, row, where=session.where(i))
             longest = max(len(response.ids) for response in pair)
             if longest <= limit:
                 pairs.append(_Pair(i, pair, shared_prefix(pair)))
@@ -114,8 +117,8 @@ class Dpo:
                 dropped += 1
             else:
                 raise DataError(
-                    f"row {i}: prompt and response have {longest} tokens, more than the {limit} allowed: shorten it, raise "
-                    "max_length (up to the model's context), or set too_long=drop to leave such rows out"
+                    f"{session.where(i)}: prompt and response have {longest} tokens, more than the {limit} allowed: shorten "
+                    "it, raise max_length (up to the model's context), or set too_long=drop to leave such rows out"
                 )
         return pairs, dropped
 

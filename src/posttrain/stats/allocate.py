@@ -55,20 +55,30 @@ def agreement(item: Item, orders: Indices, pilot: int) -> Indices:
     return np.asarray(votes.max(axis=1), dtype=np.int64)
 
 
+def accepted(scores: Scores, orders: Indices, pilot: int, accept: float) -> Indices:
+    """Return how many of the first `pilot` samples of every order the verifier gives a score of at least `accept`."""
+    good = np.array([value is not None and value >= accept for value in scores.values])
+    return np.asarray(good[orders[:, :pilot]].sum(axis=1), dtype=np.int64)
+
+
 def prospects(
     items: Sequence[Item],
     options: Sequence[Option],
     *,
     pilot: int,
     scores: Mapping[str, Scores] | None = None,
+    accept: float | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Prospects:
-    """Return what each option would bring at each level of agreement among `pilot` samples (levels 0 … pilot).
+    """Return what each option would bring at each level of ease that `pilot` samples show (levels 0 … pilot).
 
-    The level is told without the gold answer, so that it can be for a new question. An option that uses a verifier pays
-    for scoring all its samples.
+    The level is how many of them agree; with `accept`, how many of them the verifier gives at least that score. Both are
+    told without the gold answer, so that they can be for a new question. An option that uses a verifier pays for scoring
+    all its samples; with `accept` every option pays for scoring the pilot's.
     """
+    if accept is not None and scores is None:
+        raise ValueError("a level by accepted samples needs a verifier's scores")
     for option in options:
         if option.n < pilot:
             raise ValueError(f"an option of {option.n} samples is below the pilot's {pilot}, which are drawn first")
@@ -80,9 +90,10 @@ def prospects(
     length = max(option.n for option in options)
     for q, item in enumerate(items):
         orders = orders_of(item, length, draws, seed=seed)
-        level = agreement(item, orders, pilot)
+        own = scores[item.id] if scores else None
+        level = agreement(item, orders, pilot) if own is None or accept is None else accepted(own, orders, pilot, accept)
         share = np.equal(level[None, :], np.arange(pilot + 1)[:, None]) / len(orders)  # [levels, orders]
-        value, token, flop = _brought(item, options, scores[item.id] if scores else None, orders, pilot)
+        value, token, flop = _brought(item, options, own, orders, pilot, judged=accept is not None)
         right[q], tokens[q], flops[q] = share @ value, share @ token, share @ flop
         samples[q] = share.sum(axis=1)[:, None] * np.array([option.n for option in options])
         if math.perm(item.n, length) > draws and float(np.ptp(value)) > 0:
@@ -91,7 +102,7 @@ def prospects(
 
 
 def _brought(
-    item: Item, options: Sequence[Option], scores: Scores | None, orders: Indices, pilot: int
+    item: Item, options: Sequence[Option], scores: Scores | None, orders: Indices, pilot: int, *, judged: bool
 ) -> tuple[Array, Array, Array]:
     """Return score, tokens and FLOPs of each option in each order: [orders, options]."""
     sizes = sorted({option.n for option in options})
@@ -107,7 +118,10 @@ def _brought(
         (item.flops, scores.flops if scores else None, item.prompt_flops),
     ):
         plain = np.cumsum(np.asarray(own, dtype=float)[orders], axis=1)
-        checked = plain if more is None else plain + np.cumsum(np.asarray(more, dtype=float)[orders], axis=1)
+        scoring = np.zeros_like(plain) if more is None else np.cumsum(np.asarray(more, dtype=float)[orders], axis=1)
+        checked = plain + scoring
+        if judged:
+            plain = plain + scoring[:, pilot - 1 : pilot]
         columns = [(plain if option.rule == "majority" else checked)[:, option.n - 1] for option in options]
         paid.append(once * np.array(calls) + np.stack(columns, axis=1))
     return value, paid[0], paid[1]
@@ -147,11 +161,11 @@ def _fronts(found: Prospects, fit: NDArray[np.bool_]) -> tuple[list[tuple[float,
     return frontier(found.right[fit].mean(axis=0)[seen], found.tokens[fit].mean(axis=0)[seen]), nearest
 
 
-def table_of(found: Prospects, budget: float, *, verifier: str | None = None) -> Table:
+def table_of(found: Prospects, budget: float, *, verifier: str | None = None, accept: float | None = None) -> Table:
     """Return the most accurate table at a mean of `budget` tokens, fitted on all questions: what `compute_optimal` reads.
 
-    A row for every level of agreement, from all pilot samples to none; one that no question showed takes the nearest one's
-    option. The cheapest table if the budget pays for none.
+    A row for every level of agreement (with `accept`: of acceptance), from all pilot samples to none; one that no question
+    showed takes the nearest one's option. The cheapest table if the budget pays for none.
     """
     questions, levels, _ = found.right.shape
     front, nearest = _fronts(found, np.ones(questions, dtype=bool))
@@ -174,7 +188,8 @@ def table_of(found: Prospects, budget: float, *, verifier: str | None = None) ->
         )
     return Table(
         pilot=levels - 1,
-        difficulty="agreement",
+        difficulty="agreement" if accept is None else "accepted",
+        accept=1.0 if accept is None else accept,
         verifier=verifier,
         rows=tuple(rows),
         accuracy=math.fsum(row.share * row.accuracy for row in rows),

@@ -64,18 +64,23 @@ def pool_of(row: Sampled, key: Callable[[str], str], values: Sequence[float] | N
     )
 
 
-def difficulty_of(kind: Difficulty, keys: Sequence[str | None], values: Sequence[float] | None = None) -> float:
+def difficulty_of(
+    kind: Difficulty, keys: Sequence[str | None], values: Sequence[float] | None = None, *, accept: float = 1.0
+) -> float:
     """Return the difficulty that the pilot samples show; higher is harder.
 
     "entropy": that of their answers over log m, in [0, 1]; each unparsed sample counts as an answer of its own.
     "agreement": how many do not have the most frequent answer; an unparsed sample has none. "score": minus the mean of the
-    verifier's scores. Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted difficulty, by a verifier);
-    the others need none.
+    verifier's scores. "accepted": how many of them have a score below `accept`, or none.
+    Source: Snell et al. 2024 (arXiv 2408.03314), section 3.2 (model-predicted difficulty, by a verifier); the first two
+    need none.
     """
     if kind == "score":
         if not values:
             raise ValueError("difficulty by score needs the pilot's scores")
         return -math.fsum(values) / len(values)
+    if kind == "accepted":
+        return float(len(keys) - sum(value >= accept for value in values or ()))
     if kind == "agreement":
         return float(len(keys) - max(Counter(key for key in keys if key is not None).values(), default=0))
     if len(keys) < 2:
@@ -112,6 +117,7 @@ def fit(
     rules: Sequence[Rule] = ("majority",),
     difficulty: Difficulty = "entropy",
     verifier: str | None = None,
+    accept: float = 1.0,
     bins: int = 5,
     orders: int = 1000,
     seed: int = 0,
@@ -129,7 +135,7 @@ def fit(
     """
     _check(pools, pilot, sizes, rules, difficulty, verifier)
     choices = [(rule, n) for rule in rules for n in sorted(set(sizes))]
-    played = [_play(pool, pilot, choices, difficulty, orders, seed + i) for i, pool in enumerate(pools)]
+    played = [_play(pool, pilot, choices, difficulty, orders, seed + i, accept=accept) for i, pool in enumerate(pools)]
     weight = np.concatenate([np.full(len(p.difficulty), 1.0 / len(p.difficulty)) for p in played])
     hard = np.concatenate([p.difficulty for p in played])
     grades, tokens = np.concatenate([p.grades for p in played]), np.concatenate([p.tokens for p in played])
@@ -155,6 +161,7 @@ def fit(
         accuracy=math.fsum(row.share * row.accuracy for row in rows),
         tokens=math.fsum(row.share * row.tokens for row in rows),
         questions=len(pools),
+        accept=accept,
     )
 
 
@@ -165,7 +172,7 @@ def assess(table: Table, pools: Sequence[Pool], *, orders: int = 1000, seed: int
     _check(pools, table.pilot, sizes, rules, table.difficulty, table.verifier)
     found = []
     for i, pool in enumerate(pools):
-        played = _play(pool, table.pilot, choices, table.difficulty, orders, seed + i)
+        played = _play(pool, table.pilot, choices, table.difficulty, orders, seed + i, accept=table.accept)
         at = [choices.index((row.rule, row.n)) for d in played.difficulty for row in [table.row(float(d))[1]]]
         lines = np.arange(len(at))
         found.append((float(played.grades[lines, at].mean()), float(played.tokens[lines, at].mean())))
@@ -189,7 +196,16 @@ class _Played:
     tokens: Floats  # [orders, choices]
 
 
-def _play(pool: Pool, pilot: int, choices: Sequence[tuple[Rule, int]], kind: Difficulty, orders: int, seed: int) -> _Played:
+def _play(
+    pool: Pool,
+    pilot: int,
+    choices: Sequence[tuple[Rule, int]],
+    kind: Difficulty,
+    orders: int,
+    seed: int,
+    *,
+    accept: float = 1.0,
+) -> _Played:
     """Play each order: the pilot's difficulty, and for each choice the expected grade of its answer and the tokens paid."""
     size = len(pool.keys)
     if size <= 8 and math.factorial(size) <= orders:
@@ -204,7 +220,10 @@ def _play(pool: Pool, pilot: int, choices: Sequence[tuple[Rule, int]], kind: Dif
     values = np.asarray(pool.values if pool.values is not None else [1.0] * size, dtype=float)
     parsed = hot.sum(axis=1) > 0
     hard = np.asarray(
-        [difficulty_of(kind, [pool.keys[i] for i in perm], values[perm].tolist()) for perm in perms[:, :pilot].tolist()]
+        [
+            difficulty_of(kind, [pool.keys[i] for i in perm], values[perm].tolist(), accept=accept)
+            for perm in perms[:, :pilot].tolist()
+        ]
     )
     written = np.cumsum(np.asarray(pool.tokens, dtype=float)[perms], axis=1)
     found, paid = np.zeros((len(perms), len(choices))), np.zeros((len(perms), len(choices)))
@@ -219,7 +238,7 @@ def _play(pool: Pool, pilot: int, choices: Sequence[tuple[Rule, int]], kind: Dif
             sums = weights[taken].sum(axis=1)
             top = (sums >= sums.max(axis=1, keepdims=True) - 1e-12) & (hot[taken].sum(axis=1) > 0)  # ties are shared
             found[:, c] = (top * worth).sum(axis=1) / np.maximum(top.sum(axis=1), 1)
-        scored = n if rule != "majority" else pilot if kind == "score" else 0
+        scored = n if rule != "majority" else pilot if kind in ("score", "accepted") else 0
         paid[:, c] = written[:, n - 1] + pool.prompt * (2 if n > pilot else 1) + pool.scoring * scored
     return _Played(hard, found, paid)
 
@@ -249,7 +268,7 @@ def _check(
             f"sizes {sorted(set(sizes))} with a pilot of {pilot}: sizes lie between the pilot and the smallest pool, "
             f"which has {smallest} samples"
         )
-    scored = difficulty == "score" or any(rule != "majority" for rule in rules)
+    scored = difficulty in ("score", "accepted") or any(rule != "majority" for rule in rules)
     if scored and any(pool.values is None for pool in pools):
         raise ConfigError("difficulty by score and the rules weighted and best need a verifier's scores in every pool")
     if "weighted" in rules and any(min(pool.values or (0.0,)) < 0 for pool in pools):

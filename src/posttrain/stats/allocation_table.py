@@ -14,7 +14,7 @@ __all__ = ["Difficulty", "Row", "Rule", "Table", "parse_table"]
 KIND = "posttrain allocation"
 VERSION = 1
 Rule = Literal["majority", "weighted", "best"]
-Difficulty = Literal["entropy", "score", "agreement"]
+Difficulty = Literal["entropy", "score", "agreement", "accepted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,12 @@ class Table:
     accuracy: float
     tokens: float
     questions: int
+    accept: float = 1.0  # with difficulty "accepted": the score that accepts a sample
+
+    @property
+    def scored(self) -> bool:
+        """Whether the pilot's difficulty is told by a verifier's scores."""
+        return self.difficulty in ("score", "accepted")
 
     def row(self, difficulty: float) -> tuple[int, Row]:
         """Return the row for a difficulty and its place."""
@@ -68,7 +74,7 @@ def parse_table(text: str, where: str) -> Table:
         edges = [math.inf if row.upto is None else float(row.upto) for row in rows]
         good = bool(rows) and edges == sorted(set(edges)) and edges[-1] == math.inf and table.pilot >= 1
         good = good and all(row.n >= table.pilot and row.rule in ("majority", "weighted", "best") for row in rows)
-        good = good and table.difficulty in ("entropy", "score", "agreement")
+        good = good and table.difficulty in ("entropy", "score", "agreement", "accepted")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"allocation table {where} is damaged ({error}): fit it again") from None
     if not good:

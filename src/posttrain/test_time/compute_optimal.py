@@ -27,11 +27,10 @@ class ComputeOptimal:
 
     (rule, n)* = argmax_{rule, n per bin} E[accuracy] subject to E[tokens] ≤ budget, for bins of the pilot's difficulty.
 
-    The difficulty is the entropy of the pilot's answers, how many of them agree, or the mean of a verifier's scores on them;
-    all are paid, and the pilot samples are the first of those that are used: nothing is drawn twice. The table says which,
-    with which verifier, and was fitted on the graded samples of other questions, by `posttrain curve` or by
-    `posttrain.stats.allocation.fit`. Rules: majority; weighted
-    and best, by the table's verifier.
+    The difficulty is the entropy of the pilot's answers, how many of them agree, the mean of a verifier's scores on them, or
+    how many of them the verifier accepts; all are paid, and the pilot samples are the first of those that are used: nothing
+    is drawn twice. The table says which, with which verifier, and was fitted on the graded samples of other questions, by
+    `posttrain curve` or by `posttrain.stats.allocation.fit`. Rules: majority; weighted and best, by the table's verifier.
 
     Args:
         table: the table's file.
@@ -70,11 +69,11 @@ class ComputeOptimal:
         candidates = await draw(tools, prompt, sampling, seed=seed, samples=range(self.pilot))
         keys = keys_of(candidates, tools.key)
         scores: list[float | None] = []
-        if scorer is not None and table.difficulty == "score":
+        if scorer is not None and table.scored:
             scores = await scorer(example, candidates, tools)
         known = [score for score in scores if score is not None]
         measured = table.difficulty != "score" or bool(known)
-        hard = difficulty_of(table.difficulty, keys, known) if measured else None
+        hard = difficulty_of(table.difficulty, keys, known, accept=table.accept) if measured else None
         place, row = (len(table.rows) - 1, table.rows[-1]) if hard is None else table.row(hard)
 
         if row.n > len(candidates) >= self.pilot:
@@ -120,7 +119,7 @@ class ComputeOptimal:
 @lru_cache(maxsize=16)
 def _load(path: Path, changed: int) -> Table:
     table = parse_table(path.read_text(encoding="utf-8"), str(path))
-    scored = table.difficulty == "score" or any(row.rule != "majority" for row in table.rows)
+    scored = table.scored or any(row.rule != "majority" for row in table.rows)
     if scored and table.verifier is None:
         raise ConfigError(f"allocation table {path} chooses by scores and names no verifier: fit it with verifier=SPEC")
     return table

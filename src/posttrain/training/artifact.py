@@ -11,32 +11,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, PosttrainError
 from ..core.files import disk_errors, read_json, write_json
 from ..core.types import Checkpoint, Cost
 from ..models.adapters import save_adapter
+from .processes import by_first_process
+from .settings import key_config
 from .state import cost_from_dict, replace_folder, save_model
-from .step import rank_and_world
 
-__all__ = ["data_hash", "export", "finished", "run_key"]
+__all__ = ["data_hash", "export", "finished", "plain", "run_key"]
 
 NAME = "posttrain.json"
-# Settings that came after runs had been finished: at these values they are left out of the key, so that it stays the same.
-LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
 
 
 def data_hash(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a hash of the rows' content, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain)
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=plain)
         digest.update(f"{len(text)}:{text}".encode())
     return digest.hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a message or mapping as JSON can hold it; raises `TypeError` for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -44,11 +42,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a data row holds a value of type {type(value).__name__}, which JSON cannot hold")
 
 
-def run_key(*, method: Any, start: str, data: str, seed: int) -> str:
-    """Return what identifies a run: method, its version and configuration, the start's fingerprint, data and seed."""
-    config = {name: v for name, v in dataclasses.asdict(method).items() if name not in LATER or v != LATER[name]}
-    facts = {"method": type(method).__name__, "version": method.version, "config": config}
-    text = json.dumps({**facts, "start": start, "data": data, "seed": seed}, sort_keys=True, default=_plain)
+def run_key(*, method: Any, start: str, data: str, seed: int, config: Mapping[str, Any] | None = None) -> str:
+    """Return what identifies a run: method, its version and configuration, the start's fingerprint, data and seed.
+
+    `config` is `key_config(method)` unless another is given (files named by their content).
+    """
+    facts = {"method": type(method).__name__, "version": method.version, "config": config or key_config(method)}
+    text = json.dumps({**facts, "start": start, "data": data, "seed": seed}, sort_keys=True, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -78,11 +78,15 @@ def export(
     base: str | None,
     parameters: Mapping[str, float],
     cost: Cost,
+    told: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Write `out/checkpoint` aside and move it into place: it exists only when it is whole; then drop training state."""
-    rank, world = rank_and_world()
+    """Write `out/checkpoint` aside and move it into place: it exists only when it is whole; then drop training state.
+
+    `told` are further facts for `posttrain.json`.
+    """
     target, aside = out / "checkpoint", out / ".writing-checkpoint"
-    if rank == 0:
+
+    def write() -> None:
         facts = {
             "method": type(method).__name__.lower(),
             "version": method.version,
@@ -91,22 +95,28 @@ def export(
             **({} if base is None else {"base": base}),
             "data": dict(data),
             "parameters": dict(parameters),
+            **(told or {}),
             "seed": seed,
             "key": key,
             "cost": dataclasses.asdict(cost),
             "packages": {name: importlib.metadata.version(name) for name in ("posttrain", "torch", "transformers", "peft")},
         }
-        with disk_errors(target):
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            if base is None:
-                save_model(model, tokenizer, aside)
-            else:
-                save_adapter(model, aside, base)
-                tokenizer.save_pretrained(aside)
-            write_json(aside / NAME, facts)
-            replace_folder(aside, target)
-        shutil.rmtree(out / "state", ignore_errors=True)
-    if world > 1:
-        dist.barrier()
+        try:
+            with disk_errors(target):
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                if base is None:
+                    save_model(model, tokenizer, aside)
+                else:
+                    save_adapter(model, aside, base)
+                    tokenizer.save_pretrained(aside)
+                write_json(aside / NAME, facts)
+                replace_folder(aside, target)
+        except PosttrainError:
+            shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint only takes space
+            raise
+        for kept in ("state", "best"):
+            shutil.rmtree(out / kept, ignore_errors=True)
+
+    by_first_process(write)
     return Checkpoint(path=target, base=base, key=key, cost=cost)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from ..core.errors import DataError
+from ..core.errors import DataError, PosttrainError
+from ..core.files import read_json
 from ..core.progress import progress
 from .batching import step_rows, steps_per_epoch
+from .heldout import HeldOut
 from .optimiser import learning_rate
-from .state import Metrics, cost_from_dict, latest, load_state, save_state
-from .step import Learner, rank_and_world
+from .processes import by_first_process, say
+from .samples import Samples
+from .settings import Tracker
+from .state import Metrics, all_states, cost_from_dict, keep_states, load_newest, save_state, step_of
+from .step import Learner
+from .tracking import Tracking
 
-__all__ = ["fit"]
+__all__ = ["Companions", "fit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """What goes along with training; none of it changes a step."""
+
+    held_out: HeldOut | None = None
+    samples: Samples | None = None
+    track: Tracker | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)  # what the tracker shows beside the metrics
+    keep: int = 1  # saved states
 
 
 def fit(
@@ -30,34 +47,79 @@ def fit(
     epochs: int,
     save_every: int,
     description: str,
-) -> None:
+    companions: Companions | None = None,
+) -> int:
     """Train `epochs` times over all items, `batch_size` a step; resumes from `out/state` after a kill.
 
     The data order is a function of (seed, epoch), dropout of (seed, step): a killed and resumed run equals an
-    uninterrupted one bit for bit on one machine. `save_every` is in optimiser steps (0: only the end).
+    uninterrupted one bit for bit on one machine. `save_every` is in optimiser steps (0: only the end). With held-out items
+    it may stop early, and leaves the module with the weights of the best evaluation. Returns the steps planned.
     """
     if not items:
         raise DataError("there is nothing to train on: no row is left")
-    rank, _ = rank_and_world()
+    companions = companions or Companions()
+    held_out, samples = companions.held_out, companions.samples
     settings = learner.optimiser.settings
     total = epochs * steps_per_epoch(len(items), batch_size)
-    done = _resume(learner, out, key)
-    metrics = Metrics(out / "metrics.jsonl", steps=done) if rank == 0 else None
+    done = _resume(learner, out, key, held_out)
     devices = [learner.device] if learner.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), progress(description, total, unit="step", start=done) as advance:
-            for step in range(done, total):
-                rows = step_rows(step, rows=len(items), batch_size=batch_size, seed=learner.seed)
-                lr = learning_rate(step, total=total, peak=settings.lr, schedule=settings.schedule, warmup=settings.warmup)
-                measured = learner.update([items[i] for i in rows], step=step, lr=lr)
-                if metrics is not None:
-                    metrics.write(_line(step, step // steps_per_epoch(len(items), batch_size), measured))
-                if save_every and (step + 1) % save_every == 0 and step + 1 < total:
-                    _save(learner, out, key, step + 1)
-                advance(note=f"loss {measured['loss']:.4f}")
-    finally:
-        if metrics is not None:
-            metrics.close()
+    with ExitStack() as stack:
+        lines = _Lines(out, key, companions, done)
+        stack.callback(lines.close)
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        if samples is not None:
+            stack.callback(samples.close)
+            samples.begin(learner, done)
+        advance = stack.enter_context(progress(description, total, unit="step", start=done))
+        for step in range(done, total):
+            if held_out is not None and held_out.stops:
+                say(f"{description}: stopped after step {step}, no better evaluation since step {held_out.best_step}")
+                break
+            rows = step_rows(step, rows=len(items), batch_size=batch_size, seed=learner.seed)
+            lr = learning_rate(
+                step, total=total, peak=settings.lr, schedule=settings.schedule, warmup=settings.warmup,
+                decay_share=settings.decay_share,
+            )  # fmt: skip
+            measured = learner.update([items[i] for i in rows], step=step, lr=lr)
+            if held_out is not None:
+                measured |= held_out.after(learner, step + 1, total)
+                held_out.tidy(_best_steps(out / "state"))
+            lines.write(_line(step, step // steps_per_epoch(len(items), batch_size), measured))
+            if samples is not None:
+                samples.after(learner, step + 1, total)
+            if save_every and (step + 1) % save_every == 0 and step + 1 < total:
+                _save(learner, out, key, step + 1, companions)
+            advance(note=f"loss {measured['loss']:.4f}")
+    if held_out is not None:
+        held_out.restore_best(learner)
+    return total
+
+
+class _Lines:
+    """Where a line of metrics goes: the first process's `metrics.jsonl`, and its tracker."""
+
+    def __init__(self, out: Path, key: str, companions: Companions, done: int) -> None:
+        self._metrics: Metrics | None = None
+        self._tracking: Tracking | None = None
+
+        def opened() -> None:
+            if companions.track is not None:
+                self._tracking = Tracking.open(companions.track, out, key=key, config=companions.config, done=done)
+            self._metrics = Metrics(out / "metrics.jsonl", steps=done)
+
+        by_first_process(opened)
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(line)
+        if self._tracking is not None:
+            self._tracking.log(line)
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._tracking is not None:
+            self._tracking.close()
 
 
 def _line(step: int, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
@@ -67,21 +129,41 @@ def _line(step: int, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
     return {"step": step + 1, "epoch": epoch, **measured, "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
 
 
-def _resume(learner: Learner, out: Path, key: str) -> int:
-    """Load the newest state and return how many steps it has done."""
-    found = latest(out / "state")
+def _resume(learner: Learner, out: Path, key: str, held_out: HeldOut | None) -> int:
+    """Load the newest state that can be read and return how many steps it has done."""
+    found = load_newest(out / "state", key=key, device=learner.device, say=say)
     if found is None:
         return 0
-    tensors, facts = load_state(found, key=key, device=learner.device)
+    tensors, facts = found
     learner.optimiser.load(tensors)
     learner.cost = cost_from_dict(facts["cost"])
+    if held_out is not None:
+        held_out.load(facts["held_out"])
+    if learner.alarm is not None and "alarm" in facts:  # the alarm may have been set after the kill
+        learner.alarm.load(facts["alarm"])
     return int(facts["step"])
 
 
-def _save(learner: Learner, out: Path, key: str, step: int) -> None:
-    rank, world = rank_and_world()
-    if rank == 0:
-        facts = {"key": key, "step": step, "cost": asdict(learner.cost)}
+def _save(learner: Learner, out: Path, key: str, step: int, companions: Companions) -> None:
+    """Save the state of a step; older ones go only when it is whole."""
+
+    def work() -> None:
+        facts: dict[str, Any] = {"key": key, "step": step, "cost": asdict(learner.cost)}
+        if companions.held_out is not None:
+            facts["held_out"] = companions.held_out.state()
+        if learner.alarm is not None:
+            facts["alarm"] = learner.alarm.state()
         save_state(out / "state", step, learner.optimiser.state(), facts)
-    if world > 1:
-        dist.barrier()
+        older = [step_of(path) for path in all_states(out / "state") if step_of(path) < step]
+        keep_states(out / "state", {step, *(older[1 - companions.keep :] if companions.keep > 1 else ())})
+
+    by_first_process(work)
+
+
+def _best_steps(folder: Path) -> set[int]:
+    """Return the steps of the best evaluations that saved states refer to."""
+    found = set()
+    for path in all_states(folder):
+        with suppress(PosttrainError):  # a broken state refers to nothing
+            found.add(int(read_json(path / "facts.json")["held_out"]["best_step"]))
+    return found

@@ -7,6 +7,7 @@ weight's gradient is added to its master's as soon as the backward pass has it, 
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,16 +20,22 @@ from ..core.errors import ConfigError, TrainingError
 
 __all__ = ["Optimisation", "Optimiser", "Schedule", "learning_rate"]
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
-    """How weights are updated. `warmup` is a fraction of all steps; `clip` bounds the gradient's global norm (0: off)."""
+    """How weights are updated. `clip` bounds the gradient's global norm (0: off).
+
+    `warmup` and `decay_share` (of schedule "wsd") are fractions of all steps. `kind` "adamw8bit" keeps Adam's moments in
+    8 bits (bitsandbytes, on CUDA only).
+    """
 
     lr: float
     schedule: Schedule = "cosine"
     warmup: float = 0.03
+    decay_share: float = 0.2
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -39,6 +46,7 @@ class Optimisation:
         for name, good in (
             ("lr", self.lr > 0),
             ("warmup", 0 <= self.warmup < 1),
+            ("decay_share", 0 < self.decay_share <= 1),
             ("weight_decay", self.weight_decay >= 0),
             ("clip", self.clip >= 0),
             ("beta1", 0 <= self.beta1 < 1),
@@ -46,19 +54,37 @@ class Optimisation:
         ):
             if not good:
                 raise ConfigError(f"{name} = {getattr(self, name)} is out of range")
+        if self.schedule != "wsd" and self.decay_share != 0.2:
+            raise ConfigError(f"decay_share is read with schedule=wsd only, not with schedule={self.schedule}")
+        if self.schedule == "wsd" and self.warmup + self.decay_share > 1:
+            raise ConfigError(
+                f"warmup = {self.warmup} and decay_share = {self.decay_share} are more than all steps together: lower one"
+            )
 
 
-def learning_rate(step: int, *, total: int, peak: float, schedule: Schedule, warmup: float) -> float:
+def learning_rate(
+    step: int, *, total: int, peak: float, schedule: Schedule, warmup: float, decay_share: float = 0.2
+) -> float:
     """Return the rate of update `step` (from 0) of `total`.
 
-    Warm-up is linear over ⌈warmup · total⌉ updates and its last one runs at the peak; then linear decay to 0, cosine
-    decay to 0 (both reach 0 only after the last update, so that none is wasted), or no decay.
+    Warm-up is linear over w = ⌈warmup · total⌉ updates and its last one runs at the peak; then linear decay to 0, cosine
+    decay to 0 (both reach 0 only after the last update, so that none is wasted), or no decay. "wsd" (warm-up, stable,
+    decay) stays at the peak and decays linearly over the last d = ⌈decay_share · total⌉ updates (at most total − w):
+
+        lr(s) = peak · (s + 1) / w            s < w
+                peak                          w ≤ s < total − d
+                peak · (total − s) / (d + 1)  otherwise
+
+    Source of "wsd": Hu et al. 2024 (MiniCPM, arXiv 2404.06395); the linear form of the decay is a choice made here.
     """
     warm = math.ceil(warmup * total)
     if step < warm:
         return peak * (step + 1) / warm
     if schedule == "constant":
         return peak
+    if schedule == "wsd":
+        decay = min(math.ceil(decay_share * total), total - warm)
+        return peak * min(1.0, (total - step) / (decay + (1 if total > decay else 0)))
     left = (total - step) / (total - warm + (1 if warm else 0))
     return peak * left if schedule == "linear" else peak * 0.5 * (1 - math.cos(math.pi * left))
 
@@ -90,10 +116,19 @@ class Optimiser:
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
-        self._adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
-            fused=all(m.device.type in ("cpu", "cuda") for m in self.masters),
-        )  # fmt: skip
+        self._adamw = self._made([g for g in groups if g["params"]])
+
+    def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return AdamW over the masters; fused (one kernel for all weights) where PyTorch has it."""
+        settings = self.settings
+        types = {m.device.type for m in self.masters}
+        how: dict[str, Any] = {
+            "lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.epsilon
+        }  # fmt: skip
+        if settings.kind == "adamw8bit":
+            made: torch.optim.Optimizer = eight_bit(types).AdamW8bit(groups, **how)
+            return made
+        return torch.optim.AdamW(groups, **how, fused=types <= {"cpu", "cuda"})
 
     @staticmethod
     def _collector(master: Tensor) -> Any:
@@ -154,14 +189,21 @@ class Optimiser:
         for hook in self._hooks:
             hook.remove()
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the masters by name."""
+        return {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)}
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs: masters by name, and AdamW's moments."""
-        masters = {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)}
-        return {"masters": masters, "adamw": self._adamw.state_dict()}
+        return {"masters": self.weights(), "adamw": self._adamw.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take a checkpoint's state; raises `TrainingError` when it is of another model."""
-        saved: dict[str, Tensor] = state["masters"]
+        self.load_weights(state["masters"])
+        self._adamw.load_state_dict(state["adamw"])
+
+    def load_weights(self, saved: dict[str, Tensor]) -> None:
+        """Take masters alone; raises `TrainingError` when they are of another model."""
         if list(saved) != self.names:
             differing = _first_difference(saved, self.names)
             raise TrainingError(
@@ -170,8 +212,19 @@ class Optimiser:
         with torch.no_grad():
             for name, master in zip(self.names, self.masters, strict=True):
                 master.copy_(saved[name])
-        self._adamw.load_state_dict(state["adamw"])
         self._write_back()
+
+
+def eight_bit(types: set[str]) -> Any:
+    """Return bitsandbytes' optimisers; raises `ConfigError` without a CUDA device or the package."""
+    if types != {"cuda"}:
+        raise ConfigError("optimiser=adamw8bit works on CUDA devices only: use optimiser=adamw here")
+    try:
+        return importlib.import_module("bitsandbytes.optim")
+    except ImportError as error:
+        raise ConfigError(
+            f"optimiser=adamw8bit needs bitsandbytes ({error}): pip install bitsandbytes, or use optimiser=adamw"
+        ) from None
 
 
 def _first_difference(a: Iterable[str], b: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..core.types import Message
-from ..data.masks import Encoded, encode_completion, encode_conversation
+from ..data.masks import Encoded, encode_completion, encode_conversation, encode_text
 from .opening import messages_of
 
 __all__ = ["encode_pair", "encode_row", "fits", "split_response"]
@@ -20,9 +20,13 @@ def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", 
             return encode_conversation(tokenizer, messages_of(row["messages"], "messages"), train=train)
         if isinstance(row.get("completion"), str) and "prompt" in row:
             return encode_completion(tokenizer, messages_of(row["prompt"], "prompt"), row["completion"])
+        if isinstance(row.get("text"), str):
+            return encode_text(tokenizer, row["text"])
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    raise DataError(f"{where}: expected 'messages', or 'prompt' and a text 'completion'; found {', '.join(sorted(row))}")
+    raise DataError(
+        f"{where}: expected 'messages', 'prompt' and a text 'completion', or 'text'; found {', '.join(sorted(row))}"
+    )
 
 
 def encode_pair(tokenizer: Any, row: Mapping[str, Any], *, where: str) -> tuple[Encoded, Encoded]:

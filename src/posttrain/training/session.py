@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import ConfigError
+from ..core.files import write_json
 from ..core.types import Checkpoint, Cost, ModelShape
+from ..data.rows import rows_for
+from ..data.sources import read_rows
 from ..models.adapters import Kind, unmerged
 from ..models.forward import Forward
+from ..models.recompute import recompute_activations
 from ..models.virtual import virtual_tokens
 from ..stats.flops import forward_flops, train_flops
+from .alarm import Alarm
 from .artifact import data_hash, export, finished, run_key
-from .loop import fit
+from .batching import steps_per_epoch
+from .estimate import advice, estimate, free_memory, measure, words
+from .heldout import HeldOut, check_rows, question_of, split_by_question
+from .loop import Companions, fit
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser, Schedule
+from .processes import by_first_process, rank_and_world, say
+from .samples import Generate, Samples
+from .settings import LoopSettings, key_config
 from .step import Learner, Objective, Work
+from .tracking import library_of
 
 __all__ = ["Session", "Settings", "group_work"]
 
@@ -59,14 +71,20 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An opened run: the model in its training forward, the key that identifies the run, and where it writes."""
+    """An opened run: the model in its training forward, the key that identifies the run, and where it writes.
 
-    method: Any
+    `rows` are the rows to encode: the data's, then those of `eval_data`. `held` are the indices of the held-out ones.
+    """
+
+    method: Settings
+    loop: LoopSettings
     start: Checkpoint
     out: Path
     seed: int
     key: str
-    data: dict[str, Any]
+    data: Mapping[str, Any]  # hash and row count
+    rows: Sequence[Mapping[str, Any]]
+    held: frozenset[int]
     opened: Opened
     module: Forward
     done: Checkpoint | None
@@ -80,18 +98,34 @@ class Session:
         for field, least in (("epochs", 1), ("batch_size", 1), ("tokens_per_microbatch", 0), ("save_every", 0)):
             if getattr(method, field) < least:
                 raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
-        _optimisation(method)
+        loop = LoopSettings.of(method)
+        _optimisation(method, loop)
+        if loop.track is not None:
+            library_of(loop.track)
         if method.adapter == "ia3" and method.weight_decay:
             raise ConfigError(
                 f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
             )
         opened = open_start(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
-        hashed = data_hash(data)
-        key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed)
+        hashed, config = data_hash(data), key_config(method)
+        rows, held = list(data), frozenset[int]()
+        if loop.eval_data is not None:
+            rows += rows_for(method, read_rows(loop.eval_data), loop.eval_data)
+            held = frozenset(range(len(data), len(rows)))
+            config["eval_data"] = data_hash(rows[len(data) :])  # the content, not the file's name
+        key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed, config=config)
+        done = finished(out, key)
+        if loop.eval_share and done is None:
+            held = split_by_question(data, loop.eval_share, seed)
         return cls(
-            method=method, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
-            opened=opened, module=Forward(opened.model), done=finished(out, key),
+            method=method, loop=loop, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
+            rows=rows, held=held, opened=opened, module=Forward(opened.model), done=done,
         )  # fmt: skip
+
+    def where(self, row: int) -> str:
+        """Name a row for an error message."""
+        given = int(self.data["rows"])
+        return f"row {row}" if row < given else f"{self.loop.eval_data}: row {row - given}"
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -113,35 +147,107 @@ class Session:
         return virtual_flops(self.opened.model, self.opened.loaded.shape, tokens, backward=backward)
 
     def train(
-        self, objective: Objective, items: Sequence[Any], *, facts: Mapping[str, Any], cost: Cost | None = None
+        self,
+        objective: Objective,
+        items: Sequence[Any],
+        *,
+        facts: Mapping[str, Any],
+        cost: Cost | None = None,
+        generate: Generate | None = None,
     ) -> Checkpoint:
-        """Train on the items and export. `facts` go into `posttrain.json`; `cost` is what was spent before (a reference)."""
-        method, name = self.method, type(self.method).__name__.lower()
-        optimiser = Optimiser(self.module, _optimisation(method))
+        """Train on the items and export.
+
+        `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
+        `sample_every` asks for.
+        """
+        method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
+        trained = [item for item in items if item.row not in self.held]
+        held_out = self._held_out(trained, [item for item in items if item.row in self.held])
+        needs = self._estimate(objective, trained, held_out)
+        if loop.activation_checkpointing:
+            recompute_activations(self.opened.model)
+        optimiser = Optimiser(self.module, _optimisation(method, loop))
         self.module.collect_into(optimiser.sink)
         learner = Learner(
             module=self.module, objective=objective, optimiser=optimiser, seed=self.seed,
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
+            alarm=Alarm(factor=loop.explode) if loop.explode else None,
+        )  # fmt: skip
+        companions = Companions(
+            held_out=held_out, samples=self._samples(generate), keep=loop.keep, track=loop.track,
+            config={f.name: getattr(method, f.name) for f in fields(type(method))},  # type: ignore[arg-type]
         )  # fmt: skip
         try:
-            fit(
-                learner, items, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
-                save_every=method.save_every, description=name,
+            total = fit(
+                learner, trained, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
+                save_every=method.save_every, description=name, companions=companions,
             )  # fmt: skip
         finally:
             optimiser.close()
+        told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},
             data={**self.data, **facts}, parameters=self.opened.parameters,
-            cost=self.start.cost + learner.cost + (cost or Cost()),
+            cost=self.start.cost + learner.cost + (cost or Cost()), told=told,
+        )  # fmt: skip
+
+    def _estimate(self, objective: Objective, trained: Sequence[Any], held_out: HeldOut | None) -> dict[str, Any]:
+        """Tell what the run will need, and what to lower when that is not there; returns it for `posttrain.json`."""
+        method, loop, loaded = self.method, self.loop, self.opened.loaded
+        work = [objective.work(item) for item in trained]
+        longest = max((w.tokens for w in work), default=0)
+        sizes, speed = measure(
+            self.module, loaded.shape, context=self.opened.context, tokens=max(longest, self.tokens_per_microbatch),
+            recomputed=loop.activation_checkpointing, eight_bit=loop.optimiser == "adamw8bit", full=not self.frozen_backbone,
+        )  # fmt: skip
+        steps = method.epochs * steps_per_epoch(len(trained), method.batch_size)
+        flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
+        if held_out is not None:
+            once = sum(objective.work(item, backward=False).flops for item in held_out.items)
+            flops += -(-steps // held_out.every) * once
+        found = replace(
+            estimate(sizes), steps=steps, seconds=flops / speed / rank_and_world()[1],
+            free=free_memory(loaded.device),
+        )  # fmt: skip
+        told = words(type(method).__name__.lower(), found)
+        better = advice(sizes, found, longest=longest, cuda=loaded.device.type == "cuda")
+        say(told if better is None else f"{told}: {better}")
+        by_first_process(lambda: write_json(self.out / "estimate.json", found.to_dict()))
+        return found.to_dict()
+
+    def _held_out(self, trained: Sequence[Any], held: Sequence[Any]) -> HeldOut | None:
+        if not self.loop.evaluates:
+            return None
+        check_rows(held, trained, "eval_data" if self.loop.eval_data is not None else "eval_share")
+        asked, rows = {question_of(self.rows[item.row]) for item in trained}, {item.row for item in held}
+        common = sum(question_of(self.rows[row]) in asked for row in rows)
+        if common:
+            say(f"{common} of the {len(rows)} held-out rows ask what training rows ask too: their loss flatters")
+        return HeldOut(
+            also_trained=common,
+            items=held, every=self.loop.eval_every or steps_per_epoch(len(trained), self.method.batch_size),
+            patience=self.loop.patience, folder=self.out / "best", key=self.key,
+        )  # fmt: skip
+
+    def _samples(self, generate: Generate | None) -> Samples | None:
+        loop, loaded = self.loop, self.opened.loaded
+        if not loop.sample_every:
+            return None
+        if generate is None:
+            raise ConfigError(f"{type(self.method).__name__.lower()} writes no samples: leave sample_every out")
+        return Samples.open(
+            [self.rows[i] for i in sorted(self.held)], loop.sample_data, count=loop.sample_count, tokens=loop.sample_tokens,
+            context=self.opened.context, generate=generate, model=self.opened.model, tokenizer=loaded.tokenizer,
+            shape=loaded.shape, every=loop.sample_every, path=self.out / "samples.jsonl", seed=self.seed,
         )  # fmt: skip
 
 
-def _optimisation(method: Settings) -> Optimisation:
+def _optimisation(method: Settings, loop: LoopSettings) -> Optimisation:
     return Optimisation(
-        lr=method.lr, schedule=method.schedule, warmup=method.warmup, weight_decay=method.weight_decay, clip=method.clip
-    )
+        lr=method.lr, schedule=method.schedule, warmup=method.warmup, weight_decay=method.weight_decay, clip=method.clip,
+        decay_share=loop.decay_share, kind=loop.optimiser,
+    )  # fmt: skip
 
 
 def group_work(

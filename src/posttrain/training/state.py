@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,19 @@ from ..core.errors import ConfigError, PosttrainError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..core.types import Cost, Usage
 
-__all__ = ["Metrics", "cost_from_dict", "latest", "load_state", "replace_folder", "save_model", "save_state", "sync_tree"]
+__all__ = [
+    "Metrics",
+    "all_states",
+    "cost_from_dict",
+    "keep_states",
+    "load_newest",
+    "load_state",
+    "replace_folder",
+    "save_model",
+    "save_state",
+    "step_of",
+    "sync_tree",
+]
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -32,18 +45,32 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write `folder/step-<n>` as a whole, then remove older ones."""
+    """Write `folder/step-<n>` as a whole; what is there already is not touched, and a failure leaves nothing behind."""
     target = folder / f"step-{step:08d}"
     aside = folder / f".writing-{step:08d}"
-    with disk_errors(target):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        torch.save(tensors, aside / "state.pt")
-        write_json(aside / "facts.json", facts)
-        replace_folder(aside, target)
-    for old in _all(folder):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+    try:
+        with disk_errors(target):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            with (aside / "state.pt").open("wb") as file:  # so that a full disk is the system's own error
+                torch.save(tensors, file)
+            write_json(aside / "facts.json", facts)
+            replace_folder(aside, target)
+    except PosttrainError:
+        shutil.rmtree(aside, ignore_errors=True)  # its space belongs to whoever runs the same command again
+        raise
+
+
+def keep_states(folder: Path, wanted: Collection[int]) -> None:
+    """Remove the states of all steps but these."""
+    for path in all_states(folder):
+        if step_of(path) not in wanted:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step a state's folder is named after."""
+    return int(path.name.removeprefix("step-"))
 
 
 def replace_folder(aside: Path, target: Path) -> None:
@@ -68,19 +95,37 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _all(folder: Path) -> list[Path]:
+def all_states(folder: Path) -> list[Path]:
+    """Return the finished states, oldest first."""
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def latest(folder: Path) -> Path | None:
-    """Return the newest finished checkpoint of training state, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
+def load_newest(
+    folder: Path, *, key: str, device: torch.device, say: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return (tensors, facts) of the newest state that can be read, or None when there is none at all.
+
+    A broken one is told (`say`) and the one before it is taken. Raises `PosttrainError` when none of them can be read, and
+    `ConfigError` when they are of a run with another configuration or data.
+    """
+    found = all_states(folder)
+    for path in reversed(found):
+        try:
+            return load_state(path, key=key, device=device)
+        except ConfigError:
+            raise
+        except PosttrainError as error:
+            if path == found[0]:
+                raise
+            say(f"{error}; going on from the state before it")
+    return None
 
 
 def load_state(path: Path, *, key: str, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (tensors, facts). Raises `ConfigError` when the state is of a run with another configuration or data."""
     facts = read_json(path / "facts.json")
+    if not isinstance(facts, dict) or "key" not in facts:
+        raise PosttrainError(f"{path / 'facts.json'} is not a training state's: remove {path} to start again")
     if facts["key"] != key:
         raise ConfigError(
             f"{path.parent.parent} holds an unfinished run with another configuration, data, seed or start: "
@@ -88,6 +133,8 @@ def load_state(path: Path, *, key: str, device: torch.device) -> tuple[dict[str,
         )
     try:
         tensors = torch.load(path / "state.pt", map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise  # the file is not to blame
     except Exception as error:
         raise PosttrainError(f"{path / 'state.pt'} cannot be read ({error}): remove {path} to start again") from error
     return tensors, facts

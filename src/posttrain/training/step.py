@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..core.errors import TrainingError
 from ..core.seeds import derive
 from ..core.types import Cost, Usage
+from .alarm import Alarm
 from .batching import micro_batches, share_of_rank
 from .optimiser import Optimiser
+from .processes import rank_and_world
 
 __all__ = ["Learner", "Objective", "Work", "peak_bytes", "rank_and_world"]
 
@@ -38,7 +40,9 @@ class Work:
 class Objective(Protocol):
     """A method's loss. An item is one row or group of rows that must stay in one micro-batch; it has `row: int`."""
 
-    def work(self, item: Any) -> Work: ...
+    def work(self, item: Any, *, backward: bool = True) -> Work:
+        """Return what an item costs in training, or (`backward=False`) in evaluation."""
+        ...
 
     def totals(self, items: Sequence[Any]) -> Any:
         """Return the counts the loss is normalised by, over all items of the optimiser step on all processes."""
@@ -63,11 +67,13 @@ class Learner:
     seed: int
     device: torch.device
     cost: Cost = field(default_factory=Cost)
+    alarm: Alarm | None = None
 
     def update(self, items: Sequence[Any], *, step: int, lr: float) -> dict[str, float]:
         """Take optimiser step `step` (from 0) on all its items; returns the step's measures.
 
-        Raises `TrainingError`, before any weight changes, naming the rows whose loss or gradient is not finite.
+        Raises `TrainingError`, before any weight changes, naming the rows whose loss or gradient is not finite, or those
+        with the largest when the alarm calls the step an explosion.
         """
         began = time.perf_counter()
         rank, world = rank_and_world()
@@ -75,6 +81,39 @@ class Learner:
         totals = self.objective.totals(items)
         torch.manual_seed(derive(self.seed, "step", step, rank))
         self.module.train()
+        sums = self._shares(items, work, totals)
+        if world > 1:
+            sums = _summed_over_processes(sums, self.optimiser.gradients(), self.device)
+        norm = self.optimiser.norm()
+        if not (math.isfinite(norm) and math.isfinite(float(sums["loss"]))):
+            self.optimiser.discard()
+            raise TrainingError(self._diagnosis(items, totals, step))
+        if self.alarm is not None:
+            if (why := self.alarm.exceeded(float(sums["loss"]), norm)) is not None:
+                self.optimiser.discard()
+                raise TrainingError(self._explosion(items, step, why))
+            self.alarm.note(float(sums["loss"]), norm)
+        self.optimiser.update(lr, norm)
+        seconds = self._charge(work, began)
+        measured = {name: float(value) for name, value in sums.items()}
+        loss_value, tokens = measured.pop("loss"), sum(w.tokens for w in work)
+        return {"loss": loss_value, "grad_norm": norm, "lr": lr, "tokens": tokens, **measured, "seconds": seconds}
+
+    @torch.no_grad()
+    def evaluate(self, items: Sequence[Any]) -> dict[str, float]:
+        """Return the measures over all these items as if they were one step, without dropout; changes no weight."""
+        began = time.perf_counter()
+        work = [self.objective.work(item, backward=False) for item in items]
+        self.module.eval()
+        sums = self._shares(items, work, self.objective.totals(items))
+        if rank_and_world()[1] > 1:
+            sums = _summed_over_processes(sums, [], self.device)
+        self._charge(work, began)
+        return {name: float(value) for name, value in sums.items()}
+
+    def _shares(self, items: Sequence[Any], work: Sequence[Work], totals: Any) -> dict[str, Tensor]:
+        """Run this process's micro-batches, backward too where gradients are wanted; returns its shares of the measures."""
+        rank, world = rank_and_world()
         sums: dict[str, Tensor] = {}
         batches = micro_batches(items, [w.tokens for w in work], self.tokens_per_microbatch)
         for batch in share_of_rank(batches, rank, world):
@@ -84,62 +123,59 @@ class Learner:
             for name, value in {"loss": loss, **measures}.items():
                 value = torch.as_tensor(value).detach().double().cpu()
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
-        if world > 1:
-            sums = _summed_over_processes(sums, self.optimiser)
-        norm = self.optimiser.norm()
-        if not (math.isfinite(norm) and math.isfinite(float(sums["loss"]))):
-            self.optimiser.discard()
-            raise TrainingError(self._diagnosis(items, totals, step))
-        self.optimiser.update(lr, norm)
+        return sums
+
+    def _charge(self, work: Sequence[Work], began: float) -> float:
         seconds = time.perf_counter() - began
         tokens, flops = sum(w.tokens for w in work), sum(w.flops for w in work)
         scored = tokens + sum(w.read for w in work)
         self.cost += Cost(
             usage=Usage(calls=1, scored=scored), flops=flops, flops_spent=flops, seconds=seconds, peak_bytes=peak_bytes()
         )
-        measured = {name: float(value) for name, value in sums.items()}
-        loss_value = measured.pop("loss")
-        return {"loss": loss_value, "grad_norm": norm, "lr": lr, "tokens": tokens, **measured, "seconds": seconds}
+        return seconds
+
+    def _alone(self, item: Any, totals: Any) -> tuple[float, float]:
+        """Return loss and gradient norm of one item by itself; drops the gradient."""
+        loss, _ = self.objective(self.module, [item], totals)
+        value, norm = float(loss.detach()), 0.0
+        if math.isfinite(value) and loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = self.optimiser.norm()
+        self.optimiser.discard()
+        self.module.zero_grad(set_to_none=True)
+        return value, norm
 
     def _diagnosis(self, items: Sequence[Any], totals: Any, step: int) -> str:
         """Name the rows at fault by running them one by one."""
-        bad = []
-        for item in items:
-            loss, _ = self.objective(self.module, [item], totals)
-            finite = bool(torch.isfinite(loss))
-            if finite and loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-                finite = math.isfinite(self.optimiser.norm())
-            self.optimiser.discard()
-            self.module.zero_grad(set_to_none=True)
-            if not finite:
-                bad.append(item.row)
+        bad = [item.row for item in items if not all(map(math.isfinite, self._alone(item, totals)))]
         where = f"rows {bad}" if bad else f"none of the rows {[item.row for item in items]} alone, only their sum"
         return (
             f"step {step + 1}: loss or gradient is not finite ({where}); no weight was changed in this step. "
             "Look at these rows, or lower lr"
         )
 
+    def _explosion(self, items: Sequence[Any], step: int, why: str) -> str:
+        """Name the rows whose own gradients are the largest, each normalised as if it were the whole step."""
+        alone = [(item.row, *self._alone(item, self.objective.totals([item]))) for item in items]
+        worst = sorted(alone, key=lambda found: -found[2])[:3]
+        rows = ", ".join(f"row {row}: loss {loss:.4g}, gradient norm {norm:.4g}" for row, loss, norm in worst)
+        return (
+            f"step {step + 1}: {why}; no weight was changed in this step. The largest by themselves are {rows}. Look at "
+            "these rows, lower lr, or raise explode and run the same command again to go on"
+        )
 
-def _summed_over_processes(sums: dict[str, Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
+
+def _summed_over_processes(sums: dict[str, Tensor], gradients: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
     """Add gradients and measures over processes. A process without a micro-batch takes part with zeros."""
     names: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(names, sorted(sums))
     wanted = sorted({name for some in names for name in some})
     packed = torch.stack([sums.get(name, torch.zeros((), dtype=torch.double)) for name in wanted])
-    gradients = optimiser.gradients()
-    packed = packed.to(gradients[0].device)
+    packed = packed.to(gradients[0].device if gradients else device)
     dist.all_reduce(packed)
     for gradient in gradients:
         dist.all_reduce(gradient)
     return dict(zip(wanted, packed.cpu(), strict=True))
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank and the number of processes: (0, 1) without `torch.distributed`."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def peak_bytes() -> int:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import DataError
+from .formats import training_rows
 
 __all__ = ["rows_for", "rows_with_scores"]
 
 
 def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
     """Return rows of any known shape as a trainer takes them."""
-    from ..data.formats import training_rows
-
     return rows_with_scores(rows, where) if getattr(trainer, "scored", False) else training_rows(rows, where)
 
 
@@ -22,8 +21,6 @@ def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict
 
     Raises `DataError` when only some rows have the lists.
     """
-    from ..data.formats import training_rows
-
     lists = [{"responses", "scores"} <= row.keys() for row in rows]
     if all(lists):
         return [dict(row) for row in rows]

@@ -1,0 +1,74 @@
+"""`posttrain data`: looking at training data before training on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Model, Rows, Seed, Template
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at training data.")
+
+
+@data_app.command("explain")
+def explain(
+    model: Model,
+    data: Rows,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
+    seed: Seed = 0,
+    chat_template: Template = None,
+) -> None:
+    """Print what a model would be trained on: the rendered text with the trained tokens marked."""
+    from .explaining import explain_rows
+
+    explain_rows(model, data, rows, train_on, seed, chat_template)
+
+
+@data_app.command("lint")
+def lint(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="A source of rows, or a mix of several, as for train --data.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Render and mask rows as for it; lengths in tokens.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="A task, or a file of evaluation rows, not to be found in the data."),
+    ] = None,
+    against_split: Annotated[str, typer.Option(help="Which split of these tasks.")] = "test",
+    ngram: Annotated[int, typer.Option(min=3, help="Words in a row that a question and a row must share.")] = 13,
+    near: Annotated[float, typer.Option(help="Jaccard similarity that makes two rows near-duplicates.")] = 0.8,
+    train_on: Annotated[str, typer.Option("--train", help="all: every assistant turn; last: the last one.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many rows.")] = None,
+    seed: Seed = 0,
+    chat_template: Template = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong with training data: copies, empty turns, lengths, balance, variety, test questions inside.
+
+    Exits with 1 if there are errors; warnings are for you to judge.
+    """
+    from .linting import examine_rows, show_lint
+
+    found = examine_rows(
+        data,
+        model=model,
+        against=against or [],
+        split=against_split,
+        ngram=ngram,
+        near=near,
+        train_on=train_on,
+        limit=limit,
+        seed=seed,
+        chat_template=chat_template,
+    )
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show_lint(found)
+    if found["errors"]:
+        raise typer.Exit(1)

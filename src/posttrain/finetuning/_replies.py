@@ -1,0 +1,53 @@
+"""Choosing among a model's replies to one question, shared by the makers that train on replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..core.errors import ConfigError
+from ..core.protocols import Prompter, Task
+from ..core.seeds import rng
+from ..core.specs import build
+from ..core.types import Example
+
+__all__ = ["Choose", "asking", "choose", "distinct", "row"]
+
+Choose = Literal["random", "shortest", "longest"]
+
+
+def asking(own: str, sampled_with: Prompter) -> Prompter:
+    """Return the prompter that training rows ask with: one of their own, or the one the replies were sampled with."""
+    if not own:
+        return sampled_with
+    prompter: Prompter = build(own, "posttrain.prompting", "prompt")
+    return prompter
+
+
+def distinct(texts: Sequence[str]) -> list[str]:
+    """Return the texts without those that differ from an earlier one in white space or case alone."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(" ".join(text.split()).casefold(), text)
+    return list(found.values())
+
+
+def choose(texts: Sequence[str], count: int, how: Choose, *, seed: int, example: str) -> list[str]:
+    """Return `count` of the texts: by the seed, or the shortest or longest (in characters; ties by the text)."""
+    if how == "random":
+        return rng(seed, "replies", example).sample(sorted(texts), min(count, len(texts)))
+    return sorted(texts, key=lambda text: (len(text) if how == "shortest" else -len(text), text))[:count]
+
+
+def row(task: Task, example: Example, text: str, *, ask: Prompter, sampled_with: Prompter, seed: int) -> Mapping[str, Any]:
+    """Return a training row: the question as `ask` asks it, the reply with what the sampling prompt had opened it with."""
+    public = example.public()
+    opening = sampled_with(task, public, seed=seed).begun
+    prompt = ask(task, public, seed=seed)
+    if ask is not sampled_with and prompt.begun:
+        raise ConfigError("prompt: it begins the assistant's turn itself; train on replies with a prompt that does not")
+    return {
+        "id": example.id,
+        "prompt": [message.to_dict() for message in prompt.messages],
+        "completion": opening + text,
+    }

@@ -1,0 +1,58 @@
+"""What a data stage does: read sources of rows, or hand a maker what it makes rows from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.types import Made
+from ..data.mixing import content_hash, parse_sources, read_mix
+from ..data.rows import rows_with_scores
+from .methods import build_maker, build_prompter
+from .recipe import DataStage, Recipe, StageConfig
+
+__all__ = ["makers_of", "on_rows", "read_hashes", "read_sources"]
+
+
+def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any]:
+    """Return a stage's data maker, and the prompter it asks with if it has one of its own; a wrong setting is said here."""
+    if config.sources is not None:
+        parse_sources(config.sources)
+    if config.maker is None:
+        return []
+    maker = build_maker(config.maker)
+    for sources in getattr(maker, "reads", ()):
+        parse_sources(sources)
+    mixes = getattr(maker, "takes", "samples") == "rows"
+    if config.source is not None and mixes != (recipe.stage(config.source).data is not None):
+        kind = "data" if mixes else "evaluation"
+        raise ConfigError(f"stage '{stage.name}': {config.maker}: 'from' must name an earlier {kind} stage")
+    if mixes and (config.source is None) == (not getattr(maker, "domain", "")):
+        raise ConfigError(
+            f"stage '{stage.name}': {config.maker}: name the domain's rows once, by 'from: DATA_STAGE' or by domain=FILE"
+        )
+    own = getattr(maker, "prompt", "")
+    return [maker, build_prompter(own)] if own else [maker]
+
+
+def read_hashes(config: DataStage) -> list[str]:
+    """Return a hash of each of the sources that a stage reads beside earlier stages."""
+    if config.sources is not None:
+        return [content_hash(config.sources)]
+    reads = getattr(build_maker(config.maker), "reads", ()) if config.maker is not None else ()
+    return [content_hash(sources) for sources in reads]
+
+
+def read_sources(given: str | Sequence[str | Mapping[str, Any]], *, seed: int) -> Made:
+    """Return the rows of one or several sources as training rows, and how many each gave and kept back."""
+    mix = read_mix(given, seed=seed, prepare=rows_with_scores)
+    unused = {f"unused of {name}": count for name, count in mix.unused.items() if count}
+    return Made(rows=mix.rows, counts={**mix.used, **unused, "rows": len(mix.rows)})
+
+
+def on_rows(maker: Any, rows: Path) -> Any:
+    """Return a maker of mixes with the rows of an earlier data stage as its domain."""
+    return replace(maker, domain=str(rows))

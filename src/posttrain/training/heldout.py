@@ -1,0 +1,150 @@
+"""Held-out rows: which ones, their loss every so often, the best weights so far, and when to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError, DataError, PosttrainError, TrainingError
+from ..core.seeds import derive
+from .artifact import plain
+from .processes import by_first_process, rank_and_world, wait_for_all
+from .state import keep_states, load_state, save_state
+from .step import Learner
+
+__all__ = ["HeldOut", "question_of", "split_by_question"]
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """Return what a row asks, as text to compare: its prompt, or its conversation before the assistant's first turn.
+
+    Rows that ask the same are held out together, whatever they answer: else a model is tested on what it has seen.
+    """
+    turns = row.get("prompt", row.get("messages", row.get("chosen")))
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if not isinstance(turns, Sequence) or not turns:
+        return json.dumps(row, sort_keys=True, ensure_ascii=False, default=plain)
+    said = [(_get(turn, "role"), _get(turn, "content")) for turn in turns]
+    first = next((i for i, (role, _) in enumerate(said) if role == "assistant"), len(said))
+    return json.dumps([[role, " ".join(str(text).split())] for role, text in said[:first]], ensure_ascii=False)
+
+
+def _get(turn: Any, name: str) -> Any:
+    return turn.get(name) if isinstance(turn, Mapping) else getattr(turn, name, turn)
+
+
+def split_by_question(rows: Sequence[Mapping[str, Any]], share: float, seed: int) -> frozenset[int]:
+    """Return the indices of the rows that are held out: about `share` of them, whole questions, chosen by the seed.
+
+    The choice depends on each question's text alone, not on the order of rows. Raises `DataError` when there are not two
+    questions, so that one part would be empty.
+    """
+    asked: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        asked.setdefault(question_of(row), []).append(i)
+    if len(asked) < 2:
+        raise DataError(
+            f"eval_share = {share}: all {len(rows)} rows ask the same, so none can be held out; "
+            "give held-out rows with eval_data"
+        )
+    order = sorted(asked, key=lambda text: derive(seed, "held out", hashlib.sha256(text.encode()).hexdigest()))
+    held: list[int] = []
+    for text in order:
+        nearer = len(held) + len(asked[text]) / 2 <= share * len(rows)  # to the share, with this question than without
+        if nearer and len(held) + len(asked[text]) < len(rows):
+            held += asked[text]
+    return frozenset(held or asked[min(order, key=lambda text: len(asked[text]))])
+
+
+@dataclass(slots=True, kw_only=True)
+class HeldOut:
+    """Evaluates the held-out items, remembers the best step, and keeps that step's masters in `folder`."""
+
+    items: Sequence[Any]
+    every: int  # optimiser steps
+    patience: int
+    folder: Path
+    key: str
+    also_trained: int = 0  # of the rows, those whose question is trained on too
+    best_step: int = 0
+    best_loss: float = math.inf
+    waited: int = 0  # evaluations since the best one
+    losses: dict[int, float] = field(default_factory=dict)  # by step
+
+    @property
+    def stops(self) -> bool:
+        """Whether patience is at its end."""
+        return bool(self.patience) and self.waited >= self.patience
+
+    def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
+        """Evaluate when it is due after `step` steps (and at the end); returns measures named `eval_…`, or nothing."""
+        if step % self.every and step != total:
+            return {}
+        measured = learner.evaluate(self.items)
+        loss = measured["loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {step}: the loss on the held-out rows is not finite: look at them, or lower lr")
+        self.losses[step] = loss
+        if loss < self.best_loss:
+            self.best_step, self.best_loss, self.waited = step, loss, 0
+            facts = {"key": self.key, "step": step, "eval_loss": loss}
+            by_first_process(lambda: save_state(self.folder, step, {"masters": learner.optimiser.weights()}, facts))
+        else:
+            self.waited += 1
+        return {f"eval_{name}": value for name, value in measured.items()}
+
+    def tidy(self, referenced: Collection[int]) -> None:
+        """Remove kept weights but the best and those that a saved training state still refers to."""
+        if rank_and_world()[0] == 0:
+            keep_states(self.folder, {self.best_step, *referenced})
+
+    def restore_best(self, learner: Learner) -> None:
+        """Put the best step's weights into the module."""
+        path = self.folder / f"step-{self.best_step:08d}"
+        if not path.is_dir():
+            raise PosttrainError(
+                f"{path}, the weights of the best evaluation, is gone: remove {self.folder.parent} to start again"
+            )
+        tensors, _ = load_state(path, key=self.key, device=learner.device)
+        learner.optimiser.load_weights(tensors["masters"])
+        wait_for_all()  # the export removes the folder: not before every process has read it
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        losses = {str(step): loss for step, loss in self.losses.items()}
+        best = self.best_loss if self.best_step else None
+        return {"best_step": self.best_step, "best_loss": best, "waited": self.waited, "losses": losses}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take a saved state."""
+        self.best_step, self.waited = state["best_step"], state["waited"]
+        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.losses = {int(step): loss for step, loss in state["losses"].items()}
+
+    def facts(self, total: int) -> dict[str, Any]:
+        """Return what `posttrain.json` tells: which step was exported, and why."""
+        last = max(self.losses, default=0)
+        return {
+            "rows": len({item.row for item in self.items}),
+            "also_trained": self.also_trained,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "last_step": last,
+            "last_loss": self.losses.get(last),
+            "steps_planned": total,
+            "stopped_early": last < total,
+        }
+
+
+def check_rows(held: Sequence[Any], items: Sequence[Any], given: str) -> None:
+    """Raise when nothing is left on one side."""
+    if not held:
+        raise ConfigError(f"{given}: no held-out row is left to evaluate on (too long ones are dropped with too_long=drop)")
+    if not items:
+        raise DataError("there is nothing to train on: no row is left beside the held-out ones")

@@ -1,0 +1,87 @@
+"""The settings of the loop that every trainer shares beside its own fields; a trainer gets them as a base without code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from ..core.errors import ConfigError
+
+__all__ = ["NEUTRAL", "LoopSettings", "Tracker", "key_config"]
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+# What does not decide the result may change between a kill and a resume, so it is no part of a run's key.
+NEUTRAL = frozenset(
+    {"activation_checkpointing", "keep", "explode", "track", "sample_every", "sample_data", "sample_count", "sample_tokens"}
+)
+# A trainer's own settings that came after runs had been finished, at their defaults.
+LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How the loop decays, evaluates, keeps, watches and tells. At their defaults a run is as it was without them."""
+
+    decay_share: float = 0.2  # of all steps, with schedule=wsd
+    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
+    activation_checkpointing: bool = False
+    eval_data: str | None = None  # file of held-out rows
+    eval_share: float = 0.0  # or: share of the rows that is held out
+    eval_every: int = 0  # optimiser steps; 0: after each epoch
+    patience: int = 0  # evaluations without a better one until training stops; 0: never
+    keep: int = 1  # saved training states
+    explode: float = 0.0  # stop when loss or gradient norm is that many times its running median; 0: off
+    track: Tracker | None = None
+    sample_every: int = 0  # optimiser steps; 0: never
+    sample_data: str | None = None  # file of prompts; default: held-out rows
+    sample_count: int = 4  # prompts
+    sample_tokens: int = 128  # of a reply, at most
+
+    @classmethod
+    def of(cls, method: Any) -> LoopSettings:
+        """Read them from a trainer; one that lacks a field has its default. Raises `ConfigError` for impossible ones."""
+        given: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields(cls) if hasattr(method, f.name)}
+        found = cls(**given)
+        found._check(type(method).__name__.lower())
+        return found
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out rows."""
+        return self.eval_data is not None or self.eval_share > 0
+
+    def _check(self, name: str) -> None:
+        good = {
+            "decay_share": 0 < self.decay_share <= 1,
+            "eval_share": 0 <= self.eval_share < 1,
+            "explode": self.explode == 0 or self.explode > 1,
+            "keep": self.keep >= 1,
+            **{field: getattr(self, field) >= 0 for field in ("eval_every", "patience", "sample_every")},
+            **{field: getattr(self, field) >= 1 for field in ("sample_count", "sample_tokens")},
+        }
+        for field, fine in good.items():
+            if not fine:
+                raise ConfigError(f"{name}: {field} = {getattr(self, field)} is out of range")
+        if self.eval_data is not None and self.eval_share:
+            raise ConfigError(f"{name}: eval_data and eval_share both name held-out rows: give one of them")
+        for field in ("eval_every", "patience"):
+            if getattr(self, field) and not self.evaluates:
+                raise ConfigError(f"{name}: {field} needs held-out rows: set eval_share (0.05, say) or eval_data (a file)")
+        if self.sample_every and self.sample_data is None and not self.evaluates:
+            raise ConfigError(f"{name}: sample_every needs prompts: set sample_data (a file), eval_share or eval_data")
+
+
+def key_config(method: Any) -> dict[str, Any]:
+    """Return the part of a trainer's configuration that decides its result.
+
+    A shared setting, or a later one, is left out at its default: the keys of finished runs stay what they were.
+    """
+    config: Mapping[str, Any] = asdict(method)
+    shared = {f.name: f.default for f in fields(LoopSettings)} | LATER
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in NEUTRAL and not (name in shared and value == shared[name])
+    }

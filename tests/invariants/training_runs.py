@@ -1,0 +1,77 @@
+"""Training runs as tests need them: read, compared, killed, in several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from posttrain.core.types import Checkpoint
+from posttrain.training.state import Metrics
+
+
+def metrics(out: Path, timings: bool = False) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return rows if timings else [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return load_file(next(checkpoint.path.glob("*model.safetensors")))
+
+
+def same(a: dict, b: dict, **tolerance) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run in a forked process (a fresh interpreter would import torch for seconds); returns its process id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_after(work: Callable[[], object], lines: int) -> None:
+    """Run in a process of its own that gets SIGKILL when its metrics have that many lines."""
+    write = Metrics.write
+
+    def counted(self, row):
+        write(self, row)
+        if row["step"] == lines and "loss" in row:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def with_count():
+        Metrics.write = counted
+        work()
+
+    assert exit_of(in_child(with_count)) == -signal.SIGKILL
+
+
+def two_processes(work: Callable[[], object], meeting: Path) -> list[int]:
+    """Run the same in two processes that know of each other; returns their exit codes."""
+
+    def process(rank):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        work()
+
+    children = [in_child(lambda rank=rank: process(rank)) for rank in range(2)]
+    return [exit_of(child) for child in children]
