@@ -87,7 +87,7 @@ def test_every_command_names_methods_that_exist() -> None:
         for line in commands
         for kind, quoted, spec in re.findall(r"--(prompt|strategy) (?:'([^']+)'|([a-z_]+:[\w=.,]+|[a-z_]+))", line)
     ]
-    trained = [spec for line in commands for spec in re.findall(r"posttrain train ([a-z]+(?::[\w=.,-]+)?)", line)]
+    trained = [spec for line in commands for spec in re.findall(r"posttrain train ([a-z_]+(?::[\w=.,-]+)?)", line)]
     assert len(specs) >= 8
     assert len(trained) >= 4
     for kind, spec in specs:

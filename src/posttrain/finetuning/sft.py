@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
-from ..data.masks import Encoded, encode_completion, encode_conversation, encode_text
+from ..data.masks import Encoded
 from ..engines.local.replies import replies
 from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening
 from ..stats.flops import forward_flops, train_flops
-from ..training.opening import messages_of
 from ..training.optimiser import Schedule
+from ..training.rows import encode_row
 from ..training.session import Session
 from ..training.settings import LoopSettings
 from ..training.step import Work
@@ -93,22 +93,6 @@ class Sft(LoopSettings):
                     "max_length (up to the model's context), or set too_long=drop to leave such rows out"
                 )
         return rows, dropped
-
-
-def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"], where: str) -> Encoded:
-    """Return the token ids of a demonstration and which of them are trained."""
-    try:
-        if "messages" in row:
-            return encode_conversation(tokenizer, messages_of(row["messages"], "messages"), train=train)
-        if isinstance(row.get("completion"), str) and "prompt" in row:
-            return encode_completion(tokenizer, messages_of(row["prompt"], "prompt"), row["completion"])
-        if isinstance(row.get("text"), str):
-            return encode_text(tokenizer, row["text"])
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    raise DataError(
-        f"{where}: expected 'messages', 'prompt' and a text 'completion', or 'text'; found {', '.join(sorted(row))}"
-    )
 
 
 @dataclass(frozen=True, slots=True)

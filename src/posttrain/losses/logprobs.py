@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CACHE", "CHUNK", "KEPT", "Head", "token_logprobs", "token_logprobs_of_module", "weighted_logprob_sum"]
+__all__ = [
+    "CACHE", "CHUNK", "KEPT", "Accumulator", "Head", "adjust", "recomputed", "token_logprobs", "token_logprobs_of_module",
+    "weighted_logprob_sum",
+]  # fmt: skip
 
 CHUNK = 256  # tokens whose logits exist at once: 256 × 49152 × 2 bytes = 25 MB
 CACHE = 2 << 20  # bytes of wide logits worked on at a time on a processor
@@ -104,10 +107,11 @@ def token_logprobs_of_module(
         return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(1)
 
     pieces = zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
-    return torch.cat([_recomputed(part, hidden, targets) for hidden, targets in pieces])
+    return torch.cat([recomputed(part, hidden, targets) for hidden, targets in pieces])
 
 
-def _recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """Return a function's value; the backward pass computes it again, so that nothing inside it is kept until then."""
     result: Tensor = checkpoint(function, *args, use_reentrant=False)
     return result
 
@@ -161,7 +165,7 @@ def _add_product(sum_VD: Tensor, dz_NV: Tensor, hidden_ND: Tensor, factor: float
         sum_VD[block].add_(dz_NV[:, block].t() @ hidden_ND, alpha=factor)
 
 
-class _Accumulator:
+class Accumulator:
     """Collects the three gradients chunk by chunk; those of the head are summed in at least float32."""
 
     def __init__(
@@ -208,7 +212,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]
         hidden, targets, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        sums = _Accumulator(hidden, weight, bias, ctx.sink, (needs[0], needs[2], needs[3]))
+        sums = Accumulator(hidden, weight, bias, ctx.sink, (needs[0], needs[2], needs[3]))
         for start in range(0, len(targets), ctx.chunk):
             at = slice(start, start + ctx.chunk)
             _, dz = _logps_and_dz(hidden[at], targets[at], grad[at], weight, bias, ctx.how)
@@ -224,7 +228,7 @@ class _WeightedSum(torch.autograd.Function):
         wanted = (needs[0], needs[3], needs[4])
         # The factor of the sink's share is known only in the backward pass: keep what is to be multiplied until then.
         later = sink is not None and needs[3] and len(targets) * weight.shape[0] * weight.element_size() <= KEPT
-        sums = _Accumulator(hidden, weight, bias, None, (wanted[0], wanted[1] and not later, wanted[2]))
+        sums = Accumulator(hidden, weight, bias, None, (wanted[0], wanted[1] and not later, wanted[2]))
         logps, kept = [], []
         for start in range(0, len(targets), chunk):
             at = slice(start, start + chunk)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError, ModelError
-from ..losses.logprobs import Head, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
+from ..losses.from_logits import LogitValues, weighted_logit_sum, weighted_logit_sum_of_module
+from ..losses.logprobs import Head, adjust, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
 from .embedding import collected_embedding
 from .virtual import virtual_tokens
 
@@ -167,18 +168,35 @@ class Forward(nn.Module):
             hook.remove()
         return _last(caught[-1])[:, -batch.ids_BT.shape[1] :]
 
-    def forward(self, batch: Batch, weights_N: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Return `logps_N`; with constant `weights_N`, (Σ w · logp, logps_N without gradient), which costs less."""
+    def forward(
+        self, batch: Batch, weights_N: Tensor | None = None, *, of_logits: tuple[LogitValues, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return `logps_N`; with constant `weights_N`, (Σ w · logp, logps_N without gradient), which costs less.
+
+        With `of_logits=(values, weights_C)`: (Σ w · values, values_NC without gradient) of any function of the logits.
+        """
         batch = batch.to(self.model.device)
         hidden_ND = self.hidden(batch)
-        head = self.head()
+        head, module = self.head(), causal_model(self.model).get_output_embeddings()
+        if of_logits is not None:
+            if head is not None:
+                return weighted_logit_sum(hidden_ND, *of_logits, head)
+            return weighted_logit_sum_of_module(hidden_ND, *of_logits, module, scale=self._scale, softcap=self._softcap)
         if head is None:
-            module = causal_model(self.model).get_output_embeddings()
             logps_N = token_logprobs_of_module(hidden_ND, batch.targets_N, module, scale=self._scale, softcap=self._softcap)
             return logps_N if weights_N is None else ((weights_N.to(logps_N) * logps_N).sum(), logps_N.detach())
         if weights_N is None:
             return token_logprobs(hidden_ND, batch.targets_N, head)
         return weighted_logprob_sum(hidden_ND, batch.targets_N, weights_N, head)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits of some positions, `logits_NV`, adjusted and at least float32; ask for few at a time."""
+        return adjust(causal_model(self.model).get_output_embeddings()(hidden_ND), self._scale, self._softcap)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits the head has: the tokenizer's tokens, and often some more as padding."""
+        return int(causal_model(self.model).get_output_embeddings().weight.shape[0])
 
     def head(self) -> Head | None:
         """Return the head's weights, or None when an adapter sits on the head and the module must be called."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.types import Made
-from ..data.formats import training_rows
 from ..data.mixing import content_hash, parse_sources, read_mix
+from ..data.rows import rows_with_scores
 from .methods import build_maker, build_prompter
 from .recipe import DataStage, Recipe, StageConfig
 
@@ -48,7 +48,7 @@ def read_hashes(config: DataStage) -> list[str]:
 
 def read_sources(given: str | Sequence[str | Mapping[str, Any]], *, seed: int) -> Made:
     """Return the rows of one or several sources as training rows, and how many each gave and kept back."""
-    mix = read_mix(given, seed=seed, prepare=training_rows)
+    mix = read_mix(given, seed=seed, prepare=rows_with_scores)
     unused = {f"unused of {name}": count for name, count in mix.unused.items() if count}
     return Made(rows=mix.rows, counts={**mix.used, **unused, "rows": len(mix.rows)})
 

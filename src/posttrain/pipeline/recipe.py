@@ -77,11 +77,15 @@ class DataStage(Strict):
 
 
 class TrainStage(Strict):
-    """Train with a method on an earlier data stage's rows; `eval_data` names one whose rows are held out."""
+    """Train with a method on an earlier data stage's rows.
+
+    `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
+    """
 
     method: str
     data: str
     eval_data: str | None = None
+    teacher: str | None = None
 
 
 class StageConfig(Strict):
@@ -110,7 +114,7 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += [self.data.source] if self.data else []
-        names += [self.train.data, self.train.eval_data] if self.train else []
+        names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
 
@@ -147,6 +151,8 @@ class Recipe(Strict):
                 source = getattr(stage.train, key, None)
                 if source is not None and earlier[source].data is None:
                     raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
+            if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
+                raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
             if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
                 raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
             if stage.data is not None and stage.data.source is not None:

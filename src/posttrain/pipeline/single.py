@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,12 @@ def _claim(folder: Path, key: str) -> None:
 
 def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> dict[str, Any]:
     """Train and return where the checkpoint is and what it cost; the same call again resumes."""
-    from ..data.formats import training_rows
     from ..data.mixing import read_mix
+    from ..data.rows import rows_for
     from ..models.load import resolve
 
     trainer = build_trainer(method)
-    rows = read_mix(data, seed=seed, prepare=training_rows).rows
+    rows = read_mix(data, seed=seed, prepare=partial(rows_for, trainer)).rows
     path = resolve(model)
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
     record(out / "manifest.json", describe("train", seed, None))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, DataError, PosttrainError
+from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
@@ -22,6 +22,7 @@ from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+from .training import files_of, trainer_of
 from .verifying import scorers
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class Workshop:
                     for key, value in config[kind].items()
                     if value is not None or (key not in late and "budget" not in key)
                 }
-        if stage.train is not None and stage.train.eval_data is None:
-            config["train"].pop("eval_data")
+        if stage.train is not None:  # likewise
+            config["train"] = {key: value for key, value in config["train"].items() if value is not None}
         inputs = {name: self.done[name].key for name in stage.inputs}
         facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
         facts["model"] = self.base_fingerprint
@@ -109,8 +110,8 @@ class Workshop:
             facts["reads"] = reads
         if stage.eval is not None and stage.eval.teacher is not None:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
-        if stage.train is not None and (held_out := getattr(build_trainer(stage.train.method), "eval_data", None)):
-            facts["eval_data"] = file_hash(Path(held_out)) if Path(held_out).is_file() else held_out
+        if stage.train is not None:
+            facts |= files_of(build_trainer(stage.train.method))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -121,7 +122,7 @@ class Workshop:
         elif stage.data is not None:
             methods = makers_of(stage, stage.data, self.recipe)
         elif stage.train is not None:
-            methods = [build_trainer(stage.train.method)]
+            methods = [trainer_of(stage.train)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
@@ -205,10 +206,10 @@ class Workshop:
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
         if config.file is not None:
-            from ..data.formats import training_rows
+            from ..data.rows import rows_with_scores
             from ..data.sources import read_rows
 
-            rows: Sequence[Mapping[str, Any]] = training_rows(read_rows(self._file(config.file)), config.file)
+            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
             seed = self.recipe.seed
@@ -240,15 +241,8 @@ class Workshop:
         from ..models.load import resolve
 
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
-        trainer: Any = build_trainer(config.method)
-        if config.eval_data is not None:
-            held_out = self.done[config.eval_data].folder / "rows.jsonl"
-            if not hasattr(trainer, "eval_data") or trainer.eval_data is not None:
-                raise ConfigError(
-                    f"stage '{stage.name}': '{config.method}' takes no eval_data from a stage, or names its own"
-                )
-            trainer = replace(trainer, eval_data=str(held_out))
-        trained: Checkpoint = trainer(start, rows, folder, seed=self.recipe.seed)
+        folders = {name: done.folder for name, done in self.done.items()}
+        trained: Checkpoint = trainer_of(config, folders)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
     def close(self) -> None:

@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
-from ..core.types import Checkpoint, Message, ModelShape
-from ..data.masks import Encoded, encode_completion
+from ..core.types import Checkpoint, ModelShape
+from ..data.masks import Encoded
 from ..engines.local.replies import replies
 from ..losses.preference import MARGIN_LOSSES, implicit_reward
 from ..losses.reduce import sequence_sums
 from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import shared_prefix
-from ..training.opening import messages_of
 from ..training.optimiser import Schedule
 from ..training.reference import reference_logps
+from ..training.rows import encode_pair
 from ..training.session import Session, group_work
 from ..training.settings import LoopSettings
 from ..training.step import Work
@@ -121,37 +121,6 @@ class Dpo(LoopSettings):
                     "it, raise max_length (up to the model's context), or set too_long=drop to leave such rows out"
                 )
         return pairs, dropped
-
-
-def encode_pair(tokenizer: Any, row: Mapping[str, Any], *, where: str) -> tuple[Encoded, Encoded]:
-    """Return the token ids of prompt + chosen and prompt + rejected; trained are the responses and their end."""
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise DataError(
-                f"{where}: no '{name}'; expected 'prompt', 'chosen' and 'rejected', found {', '.join(sorted(row))}"
-            )
-    try:
-        prompts, responses = zip(*(_split(row, name) for name in ("chosen", "rejected")), strict=True)
-        if prompts[0] != prompts[1]:
-            raise DataError("'chosen' and 'rejected' answer different conversations")
-        if responses[0] == responses[1]:
-            raise DataError("'chosen' and 'rejected' are the same text, so nothing is preferred; remove the row")
-        return encode_completion(tokenizer, prompts[0], responses[0]), encode_completion(tokenizer, prompts[1], responses[1])
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-
-
-def _split(row: Mapping[str, Any], name: str) -> tuple[list[Message], str]:
-    """Return (prompt, response) of one side of a pair."""
-    prompt = messages_of(row["prompt"], "prompt") if "prompt" in row else []
-    if isinstance(row[name], str):
-        if not prompt:
-            raise DataError(f"'{name}' is text, so a 'prompt' is needed")
-        return prompt, row[name]
-    *before, last = messages_of(row[name], name)
-    if last.role != "assistant" or not [*prompt, *before]:
-        raise DataError(f"'{name}' must end with the assistant's response to a prompt")
-    return [*prompt, *before], last.content
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class HeldOut:
     patience: int
     folder: Path
     key: str
-    also_trained: int = 0  # of the items, those whose question is trained on too
+    also_trained: int = 0  # of the rows, those whose question is trained on too
     best_step: int = 0
     best_loss: float = math.inf
     waited: int = 0  # evaluations since the best one
@@ -131,7 +131,7 @@ class HeldOut:
         """Return what `posttrain.json` tells: which step was exported, and why."""
         last = max(self.losses, default=0)
         return {
-            "rows": len(self.items),
+            "rows": len({item.row for item in self.items}),
             "also_trained": self.also_trained,
             "best_step": self.best_step,
             "best_loss": self.best_loss,

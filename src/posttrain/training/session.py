@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..core.types import Checkpoint, Cost, ModelShape
-from ..data.formats import training_rows
+from ..data.rows import rows_for
 from ..data.sources import read_rows
 from ..models.adapters import Kind, unmerged
 from ..models.forward import Forward
@@ -110,7 +110,7 @@ class Session:
         hashed, config = data_hash(data), key_config(method)
         rows, held = list(data), frozenset[int]()
         if loop.eval_data is not None:
-            rows += training_rows(read_rows(loop.eval_data), loop.eval_data)
+            rows += rows_for(method, read_rows(loop.eval_data), loop.eval_data)
             held = frozenset(range(len(data), len(rows)))
             config["eval_data"] = data_hash(rows[len(data) :])  # the content, not the file's name
         key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed, config=config)
@@ -220,10 +220,10 @@ class Session:
         if not self.loop.evaluates:
             return None
         check_rows(held, trained, "eval_data" if self.loop.eval_data is not None else "eval_share")
-        asked = {question_of(self.rows[item.row]) for item in trained}
-        common = sum(question_of(self.rows[item.row]) in asked for item in held)
+        asked, rows = {question_of(self.rows[item.row]) for item in trained}, {item.row for item in held}
+        common = sum(question_of(self.rows[row]) in asked for row in rows)
         if common:
-            say(f"{common} of the {len(held)} held-out rows ask what training rows ask too: their loss flatters")
+            say(f"{common} of the {len(rows)} held-out rows ask what training rows ask too: their loss flatters")
         return HeldOut(
             also_trained=common,
             items=held, every=self.loop.eval_every or steps_per_epoch(len(trained), self.method.batch_size),

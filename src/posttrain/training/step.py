@@ -27,10 +27,14 @@ __all__ = ["Learner", "Objective", "Work", "peak_bytes", "rank_and_world"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one item costs in a training step: tokens computed (padding excluded) and floating-point operations."""
+    """What one item costs in a training step: tokens computed (padding excluded) and floating-point operations.
+
+    `read` are the tokens that another model (a teacher) reads for it; their operations are in `flops`.
+    """
 
     tokens: int
     flops: float
+    read: int = 0
 
 
 class Objective(Protocol):
@@ -124,8 +128,9 @@ class Learner:
     def _charge(self, work: Sequence[Work], began: float) -> float:
         seconds = time.perf_counter() - began
         tokens, flops = sum(w.tokens for w in work), sum(w.flops for w in work)
+        scored = tokens + sum(w.read for w in work)
         self.cost += Cost(
-            usage=Usage(calls=1, scored=tokens), flops=flops, flops_spent=flops, seconds=seconds, peak_bytes=peak_bytes()
+            usage=Usage(calls=1, scored=scored), flops=flops, flops_spent=flops, seconds=seconds, peak_bytes=peak_bytes()
         )
         return seconds
 

@@ -1,0 +1,33 @@
+"""Rows on their way to a trainer: brought into its shapes; the scores of judged responses stay for those that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import DataError
+from .formats import training_rows
+
+__all__ = ["rows_for", "rows_with_scores"]
+
+
+def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Return rows of any known shape as a trainer takes them."""
+    return rows_with_scores(rows, where) if getattr(trainer, "scored", False) else training_rows(rows, where)
+
+
+def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Return rows as `training_rows` does, but keep a `score`, and lists of `responses` and `scores` as they are.
+
+    Raises `DataError` when only some rows have the lists.
+    """
+    lists = [{"responses", "scores"} <= row.keys() for row in rows]
+    if all(lists):
+        return [dict(row) for row in rows]
+    if any(lists):
+        raise DataError(
+            f"{where}, row {1 + lists.index(False)}: no 'responses' and 'scores', which other rows have: give all rows one "
+            "shape"
+        )
+    made = training_rows(rows, where)
+    return [{**new, "score": old["score"]} if "score" in old else new for new, old in zip(made, rows, strict=True)]

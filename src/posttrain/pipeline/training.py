@@ -1,0 +1,52 @@
+"""What a training stage does: build its trainer and hand it what earlier stages made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.files import file_hash
+from ..core.protocols import Trainer
+from .methods import build_trainer
+from .opening import static_fingerprint
+from .recipe import TrainStage
+
+__all__ = ["files_of", "trainer_of"]
+
+
+def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) -> Trainer:
+    """Return a stage's trainer; with the folders of finished stages, also with its held-out rows and its teacher.
+
+    Raises `ConfigError` when the trainer takes no such thing, or names its own.
+    """
+    trainer: Any = build_trainer(config.method)
+    given: dict[str, str] = {}
+    if config.eval_data is not None:
+        if not hasattr(trainer, "eval_data") or trainer.eval_data is not None:
+            raise ConfigError(
+                f"'{config.method}' takes no eval_data from a stage, or names its own: leave 'eval_data: "
+                f"{config.eval_data}' out of one of them"
+            )
+        given["eval_data"] = f"{config.eval_data}/rows.jsonl"
+    if config.teacher is not None:
+        if getattr(trainer, "teacher", None) != "":
+            why = "has a teacher of its own" if hasattr(trainer, "teacher") else "learns from no teacher"
+            raise ConfigError(f"{config.method}: {why}, so the stage's 'teacher: {config.teacher}' must be left out")
+        given["teacher"] = f"{config.teacher}/checkpoint"
+    if folders is None:
+        return trainer  # type: ignore[no-any-return]
+    paths = {name: str(folders[path.partition("/")[0]] / path.partition("/")[2]) for name, path in given.items()}
+    return replace(trainer, **paths)  # type: ignore[no-any-return]
+
+
+def files_of(trainer: Any) -> dict[str, str]:
+    """Return what decides a trainer's result beside its settings: the content of its held-out rows and its teacher."""
+    found = {}
+    if held_out := getattr(trainer, "eval_data", None):
+        found["eval_data"] = file_hash(Path(held_out)) if Path(held_out).is_file() else held_out
+    if teacher := getattr(trainer, "teacher", ""):
+        found["teacher"] = static_fingerprint(teacher)
+    return found
