@@ -309,7 +309,7 @@ def page(told: dict[str, Any], found: list[dict[str, Any]], made: dict[str, Any]
         ("compute_optimal", "Compute-optimal, by agreement, against uniform voting"),
         (
             "compute_optimal_judged",
-            "Compute-optimal, by accepted samples, against the better of uniform voting and best-of-n",
+            "Compute-optimal, by accepted samples, against the better uniform way",
         ),
     ):
         lines += ["", f"## {title}", ""]
