@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import demonstrations, folder, llama, preferences
+from training_runs import metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from posttrain.core.errors import ConfigError, ModelError
@@ -67,11 +68,6 @@ def start(tmp_path_factory):
 
 def saved(checkpoint):
     return load_file(next(checkpoint.path / name for name in WEIGHTS if (checkpoint.path / name).is_file()))
-
-
-def metrics(out):
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
 
 
 def logp(model, tokenizer, prompt, completion):

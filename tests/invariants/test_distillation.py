@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import TEMPLATE, demonstrations, folder, llama, model, tokenizer
-from training_runs import killed_after
+from training_runs import killed_after, metrics, same, weights
 from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError, DataError, ModelError
@@ -56,21 +56,6 @@ VARIANTS = {
     },
     "head_adapter": {"adapter": "lora", "rank": 2, "targets": ("q_proj", "lm_head")},
 }  # fmt: skip
-
-
-def metrics(out: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
-
-
-def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return load_file(next(checkpoint.path.glob("*model.safetensors")))
-
-
-def same(a: dict, b: dict, **tolerance) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def tables(path, rows, temperature=1.0):

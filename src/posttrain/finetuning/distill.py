@@ -26,15 +26,13 @@ from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
 from ..engines.local.replies import replies
 from ..losses.divergence import Divergence, forward_kl, jensen_shannon, log_distributions, reverse_kl
-from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.load import fingerprint_of
 from ..models.sharing import share_opening
 from ..stats.flops import forward_flops, train_flops
-from ..training.optimiser import Schedule
 from ..training.rows import encode_row, fits
 from ..training.session import Session
-from ..training.settings import LoopSettings
+from ..training.settings import TrainerSettings
 from ..training.step import Work
 from ..training.teacher import Teacher, check_same_ids, open_teacher
 
@@ -42,7 +40,7 @@ __all__ = ["Distill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distill(LoopSettings):
+class Distill(TrainerSettings):
     """Token-level knowledge distillation from a teacher with the same tokenizer, into all weights or an adapter.
 
     `teacher` is any reference to a model: alias, folder, adapter folder or hub id. Rows are those of `sft`. The responses
@@ -60,26 +58,7 @@ class Distill(LoopSettings):
     temperature: float = 1.0
     top_k: int = 0  # outcomes: the teacher's k likeliest tokens and all others as one; 0: every token
     sft_weight: float = 0.0  # share of plain SFT in the loss
-    lr: float = 2e-5
-    epochs: int = 1
-    batch_size: int = 16  # sequences per optimiser step
-    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
-    schedule: Schedule = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    adapter: Kind = "full"
-    rank: int = 16  # of lora, rslora, dora, qlora
-    alpha: float = 32.0  # likewise
-    dropout: float = 0.0  # likewise
-    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
-    virtual_tokens: int = 20  # of prefix, prompt
-    width: int = 64  # of bottleneck
     train: Literal["all", "last"] = "all"
-    max_length: int = 0
-    too_long: Literal["error", "drop"] = "error"
-    save_every: int = 50  # optimiser steps between checkpoints of training state
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""

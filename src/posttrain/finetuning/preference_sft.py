@@ -32,13 +32,11 @@ from ..data.masks import Encoded, encode_completion
 from ..engines.local.replies import replies
 from ..losses.judged import RANKING_LOSSES, ranking_margin
 from ..losses.reduce import sequence_sums
-from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening, shared_prefix
-from ..training.optimiser import Schedule
 from ..training.rows import encode_pair, fits, split_response
 from ..training.session import Session, group_work
-from ..training.settings import LoopSettings
+from ..training.settings import TrainerSettings
 from ..training.step import Work
 from ._judged import Judged, best, filtered, need_choice, read_judged, weights
 
@@ -56,7 +54,7 @@ _READ_BY = {  # which modes read a setting; the margin's own need a margin too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceSft(LoopSettings):
+class PreferenceSft(TrainerSettings):
     """Fine-tuning on judged responses: chosen ones, the best, those above a threshold, or all weighted by their scores.
 
     Rows are `{"prompt", "chosen", "rejected"}` with mode=chosen (`rejected` may be missing without a margin), else
@@ -82,25 +80,6 @@ class PreferenceSft(LoopSettings):
     threshold: float = 1.0  # of filtered
     beta: float = 1.0  # of weighted, in units of the score
     over: Literal["prompt", "data"] = "prompt"  # what the weights are normalised over
-    lr: float = 2e-5
-    epochs: int = 1
-    batch_size: int = 16  # responses per optimiser step; pairs, with a margin
-    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
-    schedule: Schedule = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    adapter: Kind = "full"
-    rank: int = 16  # of lora, rslora, dora, qlora
-    alpha: float = 32.0  # likewise
-    dropout: float = 0.0  # likewise
-    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
-    virtual_tokens: int = 20  # of prefix, prompt
-    width: int = 64  # of bottleneck
-    max_length: int = 0
-    too_long: Literal["error", "drop"] = "error"
-    save_every: int = 50  # optimiser steps between checkpoints of training state
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""

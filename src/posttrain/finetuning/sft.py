@@ -19,21 +19,19 @@ from ..core.errors import DataError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
 from ..engines.local.replies import replies
-from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import share_opening
 from ..stats.flops import forward_flops, train_flops
-from ..training.optimiser import Schedule
 from ..training.rows import encode_row
 from ..training.session import Session
-from ..training.settings import LoopSettings
+from ..training.settings import TrainerSettings
 from ..training.step import Work
 
 __all__ = ["Sft"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sft(LoopSettings):
+class Sft(TrainerSettings):
     """Supervised fine-tuning of all weights or of an adapter (LoRA and its kin, IA3, prefix, prompt, bottleneck).
 
     Rows are `{"messages": [...]}` (a conversation; `train` says whether all assistant turns are trained or the last),
@@ -48,26 +46,7 @@ class Sft(LoopSettings):
     cost: ClassVar[str] = "3 forward passes per training token and epoch, once; nothing per query"
     fails: ClassVar[str] = "demonstrations differ from what is asked later; other abilities are forgotten"
 
-    lr: float = 2e-5
-    epochs: int = 1
-    batch_size: int = 16  # sequences per optimiser step
-    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
-    schedule: Schedule = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    adapter: Kind = "full"
-    rank: int = 16  # of lora, rslora, dora, qlora
-    alpha: float = 32.0  # likewise
-    dropout: float = 0.0  # likewise
-    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
-    virtual_tokens: int = 20  # of prefix, prompt
-    width: int = 64  # of bottleneck
     train: Literal["all", "last"] = "all"
-    max_length: int = 0
-    too_long: Literal["error", "drop"] = "error"
-    save_every: int = 50  # optimiser steps between checkpoints of training state
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""

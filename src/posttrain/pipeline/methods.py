@@ -96,7 +96,10 @@ def describe_methods() -> Iterator[Described]:
 
 
 def _settings(cls: type[Any], *, shared: bool) -> tuple[str, ...]:
-    """Return a method's own settings, or those it takes from a base that many methods share."""
+    """Return a method's own settings, those it has in common with other trainers last, or the ones of the training loop."""
+    from ..training.settings import LoopSettings
+
+    loop = {f.name for f in fields(LoopSettings)} if issubclass(cls, LoopSettings) else set()
     base = {f.name for parent in cls.__mro__[1:] if is_dataclass(parent) for f in fields(parent)}
-    found = (f for f in fields(cls) if f.init and (f.name in base) == shared)
-    return tuple(f"{f.name}={format_value(f.default)}" for f in found)
+    found = [f for f in fields(cls) if f.init and (f.name in loop) == shared]
+    return tuple(f"{f.name}={format_value(f.default)}" for f in sorted(found, key=lambda f: f.name in base))

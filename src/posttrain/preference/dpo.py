@@ -29,21 +29,20 @@ from ..data.masks import Encoded
 from ..engines.local.replies import replies
 from ..losses.preference import MARGIN_LOSSES, implicit_reward
 from ..losses.reduce import sequence_sums
-from ..models.adapters import Kind
 from ..models.forward import Forward
 from ..models.sharing import shared_prefix
 from ..training.optimiser import Schedule
 from ..training.reference import reference_logps
 from ..training.rows import encode_pair
 from ..training.session import Session, group_work
-from ..training.settings import LoopSettings
+from ..training.settings import TrainerSettings
 from ..training.step import Work
 
 __all__ = ["Dpo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dpo(LoopSettings):
+class Dpo(TrainerSettings):
     """DPO of all weights or of an adapter (which wants an `lr` some ten times higher).
 
     Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
@@ -61,24 +60,8 @@ class Dpo(LoopSettings):
     loss: Literal["sigmoid", "hinge"] = "sigmoid"
     label_smoothing: float = 0.0  # probability that a label is wrong (conservative DPO)
     lr: float = 1e-6
-    epochs: int = 1
-    batch_size: int = 16  # pairs per optimiser step
-    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
     schedule: Schedule = "linear"
     warmup: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    adapter: Kind = "full"
-    rank: int = 16  # of lora, rslora, dora, qlora
-    alpha: float = 32.0  # likewise
-    dropout: float = 0.0  # likewise
-    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
-    virtual_tokens: int = 20  # of prefix, prompt
-    width: int = 64  # of bottleneck
-    max_length: int = 0
-    too_long: Literal["error", "drop"] = "error"
-    save_every: int = 50  # optimiser steps between checkpoints of training state
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""

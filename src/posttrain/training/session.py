@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..core.types import Checkpoint, Cost, ModelShape
 from ..data.rows import rows_for
 from ..data.sources import read_rows
-from ..models.adapters import Kind, unmerged
+from ..models.adapters import unmerged
 from ..models.forward import Forward
 from ..models.recompute import recompute_activations
 from ..models.virtual import virtual_tokens
@@ -24,49 +24,14 @@ from .estimate import advice, estimate, free_memory, measure, words
 from .heldout import HeldOut, check_rows, question_of, split_by_question
 from .loop import Companions, fit
 from .opening import Adaptation, Opened, open_start
-from .optimiser import Optimisation, Optimiser, Schedule
+from .optimiser import Optimisation, Optimiser
 from .processes import by_first_process, rank_and_world, say
 from .samples import Generate, Samples
-from .settings import LoopSettings, key_config
+from .settings import LoopSettings, TrainerSettings, key_config
 from .step import Learner, Objective, Work
 from .tracking import library_of
 
-__all__ = ["Session", "Settings", "group_work"]
-
-
-class Settings(Protocol):
-    """The fields that every offline trainer has; a trainer's dataclass fields are its configuration."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def tokens_per_microbatch(self) -> int: ...
-    @property
-    def schedule(self) -> Schedule: ...
-    @property
-    def warmup(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def clip(self) -> float: ...
-    @property
-    def adapter(self) -> Kind: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
+__all__ = ["Session", "group_work"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +41,7 @@ class Session:
     `rows` are the rows to encode: the data's, then those of `eval_data`. `held` are the indices of the held-out ones.
     """
 
-    method: Settings
+    method: TrainerSettings
     loop: LoopSettings
     start: Checkpoint
     out: Path
@@ -91,7 +56,7 @@ class Session:
 
     @classmethod
     def open(
-        cls, method: Settings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int
+        cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int
     ) -> Session:
         """Check the settings, load the start, and look whether `out` already holds this run, finished."""
         name = type(method).__name__.lower()
@@ -175,7 +140,7 @@ class Session:
         )  # fmt: skip
         companions = Companions(
             held_out=held_out, samples=self._samples(generate), keep=loop.keep, track=loop.track,
-            config={f.name: getattr(method, f.name) for f in fields(type(method))},  # type: ignore[arg-type]
+            config={f.name: getattr(method, f.name) for f in fields(type(method))},
         )  # fmt: skip
         try:
             total = fit(
@@ -243,7 +208,7 @@ class Session:
         )  # fmt: skip
 
 
-def _optimisation(method: Settings, loop: LoopSettings) -> Optimisation:
+def _optimisation(method: TrainerSettings, loop: LoopSettings) -> Optimisation:
     return Optimisation(
         lr=method.lr, schedule=method.schedule, warmup=method.warmup, weight_decay=method.weight_decay, clip=method.clip,
         decay_share=loop.decay_share, kind=loop.optimiser,

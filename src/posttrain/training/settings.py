@@ -1,14 +1,16 @@
-"""The settings of the loop that every trainer shares beside its own fields; a trainer gets them as a base without code."""
+"""The settings that every offline trainer shares beside its own fields; a trainer gets them as a base without code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..core.errors import ConfigError
+from ..models.adapters import Kind
+from .optimiser import Schedule
 
-__all__ = ["NEUTRAL", "LoopSettings", "Tracker", "key_config"]
+__all__ = ["NEUTRAL", "LoopSettings", "Tracker", "TrainerSettings", "key_config"]
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -71,6 +73,33 @@ class LoopSettings:
                 raise ConfigError(f"{name}: {field} needs held-out rows: set eval_share (0.05, say) or eval_data (a file)")
         if self.sample_every and self.sample_data is None and not self.evaluates:
             raise ConfigError(f"{name}: sample_every needs prompts: set sample_data (a file), eval_share or eval_data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings(LoopSettings):
+    """What is trained, how fast and in which portions: a trainer repeats only what has another default there."""
+
+    version: ClassVar[str] = "1"
+
+    lr: float = 2e-5
+    epochs: int = 1
+    batch_size: int = 16  # rows per optimiser step: sequences, or pairs
+    tokens_per_microbatch: int = 0  # 0: chosen for the device; results do not depend on it
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    adapter: Kind = "full"
+    rank: int = 16  # of lora, rslora, dora, qlora
+    alpha: float = 32.0  # likewise
+    dropout: float = 0.0  # likewise
+    targets: str | tuple[str, ...] = "all-linear"  # likewise: layers, by name
+    virtual_tokens: int = 20  # of prefix, prompt
+    width: int = 64  # of bottleneck
+    max_length: int = 0  # tokens; 0: the model's context
+    too_long: Literal["error", "drop"] = "error"
+    save_every: int = 50  # optimiser steps between checkpoints of training state
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def key_config(method: Any) -> dict[str, Any]:
