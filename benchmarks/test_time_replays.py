@@ -33,7 +33,7 @@ from posttrain.report.words import interval, percent, points, probability, si
 from posttrain.stats.paired import compare, holm
 from posttrain.tasks.registry import load_task
 
-FINDINGS = ("adaptive", "compute_optimal", "compute_optimal_judged")
+FINDINGS = ("adaptive", "compute_optimal", "compute_optimal_judged", "verified_search")
 ROOT = Path(__file__).resolve().parents[1]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -119,6 +119,8 @@ def header(config: Config, size: str) -> dict[str, Any]:
             f"threshold {config.threshold:g}, at most {config.samples} samples",
             "compute_optimal": f"same accuracy at 1/2 the tokens of uniform voting, at the budget of {config.vote} samples, "
             f"held out, pilot of {config.pilot} included",
+            "verified_search": "same accuracy at 1/2 the tokens of the better uniform way, at the same budget; "
+            f"{config.pilot} samples at a time",
         },
         "settings": config.model_dump(mode="json"),
     }
@@ -187,7 +189,10 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
     judged = named("compute_optimal", **warm, pilot=config.pilot, verifier=config.verifier, accept=config.accept)
     ranked = [named("best_of_n", **warm), named("best_of_n", **warm, verifier=config.verifier)]
     weighted = named("best_of_n", **warm, verifier=config.verifier, weighted=True)
-    methods = ["greedy", named("sample", **warm), voting, adaptive, optimal, judged, *ranked, weighted]
+    search = named(
+        "verified_search", **warm, feedback=False, verifier=config.verifier, threshold=config.accept, wave=config.pilot
+    )
+    methods = ["greedy", named("sample", **warm), voting, adaptive, optimal, judged, search, *ranked, weighted]
     common: dict[str, Any] = {"source": source, "sizes": config.sizes_n, "draws": config.draws, "keep": runs / task.name}
     found = run_curve(
         CurveRequest(models=[f"policy={policy}"], strategies=methods, out=out / task.name / "methods", **common)
@@ -233,12 +238,8 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
         "compute_optimal": optimal_target(
             next(s for s in found["savings"] if s["strategy"] == optimal and s["n"] == config.vote)
         ),
-        "compute_optimal_judged": optimal_target(
-            max(  # against the better of both uniform ways: a verifier that says nothing would be easy to beat
-                (s for s in found["savings"] if s["strategy"] == judged and s["n"] == config.vote),
-                key=lambda saving: saving["uniform_accuracy"],
-            )
-        ),
+        "compute_optimal_judged": optimal_target(against_better(found, judged, config.vote)),
+        "verified_search": optimal_target(against_better(found, search, config.vote)),
         "methods": found,
         "better_model": crossing,
     }
@@ -251,6 +252,12 @@ def better_pools(config: Config, task: TaskConfig, runs: Path, better: str, sour
         folders.append(pool_folder(runs / task.name, "better", better, source, strategy))
         make_pool(folders[-1], better, source, strategy)
     return folders
+
+
+def against_better(found: dict[str, Any], strategy: str, n: int) -> dict[str, Any]:
+    """Return the saving against the better of both uniform ways: a verifier that says nothing would be easy to beat."""
+    savings = [s for s in found["savings"] if s["strategy"] == strategy and s["n"] == n]
+    return max(savings, key=lambda saving: float(saving["uniform_accuracy"]))
 
 
 def named(name: str, **settings: Any) -> str:
@@ -311,6 +318,7 @@ def page(told: dict[str, Any], found: list[dict[str, Any]], made: dict[str, Any]
             "compute_optimal_judged",
             "Compute-optimal, by accepted samples, against the better uniform way",
         ),
+        ("verified_search", "Sampling until one is accepted, against the better uniform way"),
     ):
         lines += ["", f"## {title}", ""]
         lines += [

@@ -109,6 +109,7 @@ def test_every_strategy_and_n_from_one_pool(tmp_path: Path) -> None:
         "best_of_n",
         "adaptive_consistency:wave=2",
         "compute_optimal:pilot=2",
+        "verified_search:feedback=false,verifier=exact,wave=2",
         "sample",
     )
     found = trace_curves(request(tmp_path, *asked, pools=[f"m={folder}"]))
@@ -124,10 +125,16 @@ def test_every_strategy_and_n_from_one_pool(tmp_path: Path) -> None:
     # the likelihood knows who is right: best of n is near the oracle, but for what is unparsed
     best, oracle = points(found, "best_of_n")[-1]["accuracy"], points(found, "pass_at_k")[-1]["accuracy"]
     assert points(found, "self_consistency")[-1]["accuracy"] < best <= oracle
-    assert [curve["oracle"] for curve in found["curves"]] == [name == "pass_at_k" for name in asked]
+    assert [curve["oracle"] for curve in found["curves"]] == [name in ("pass_at_k", asked[5]) for name in asked]
+    # with the gold answer it is right where any sample is, and it does not draw them all
+    searched = points(found, asked[5])
+    for point, bound in zip(searched, points(found, "pass_at_k"), strict=True):
+        assert point["accuracy"] == pytest.approx(bound["accuracy"], abs=4 * point["monte_carlo_error"] + 1e-9)
+    assert searched[-1]["samples"] < 8
     adaptive = points(found, "adaptive_consistency:wave=2")
     assert adaptive[-1]["samples"] < 8
-    assert {one["n"] for one in found["savings"] if one["unit"] == "tokens"} == {2, 4, 8}
+    assert {one["n"] for one in found["savings"] if one["strategy"] == asked[4]} == {2, 4, 8}
+    assert {one["n"] for one in found["savings"] if one["strategy"] == asked[5]} == {1, 2, 4, 8}
     one = next(one for one in found["savings"] if one["unit"] == "samples" and one["n"] == 8)
     assert one["cost_ratio"] == pytest.approx(adaptive[-1]["samples"] / 8)
     assert one["difference"] == pytest.approx(adaptive[-1]["accuracy"] - points(found, "self_consistency")[-1]["accuracy"])
@@ -277,6 +284,7 @@ MISTAKES = [
     (["compute_optimal"], {"sizes": [1, 2]}, "an n of at least its pilot's 4"),
     (["best_of_n:verifier=(likelihood)"], {}, None),
     (["adaptive_consistency:threshold=2"], {}, "threshold"),
+    (["verified_search"], {}, "feedback=false"),
 ]
 
 

@@ -21,6 +21,7 @@ from posttrain.stats.curves import (
     majority_curve,
     ranked_curve,
     single_curve,
+    verified_curve,
     vote_prefixes,
     weighted_curve,
 )
@@ -143,6 +144,44 @@ def test_adaptive_consistency_equals_enumeration_of_all_orders(keys: list[str | 
         calls = sum(-(-used // wave) for _, used in told) / len(told)  # each reads the prompt of 10 tokens
         assert point.tokens[0] == pytest.approx(10 * calls + sum(tokens) / len(tokens))
         assert point.flops[0] == pytest.approx(7 * calls + 100 * sum(tokens) / len(tokens))
+
+
+def verified_by_hand(
+    order: tuple[int, ...], keys: list[str | None], values: list[float | None], wave: int
+) -> tuple[float, int]:
+    """Return (score, samples used) of drawing wave by wave until a readable sample is accepted; answer 'a' is right."""
+    for used in range(1, len(order) + 1):
+        if used % wave and used < len(order):
+            continue
+        for index in order[:used]:
+            if keys[index] is not None and values[index] is not None and values[index] >= 0.5:
+                return float(keys[index] == "a"), used
+    readable = [index for index in order if keys[index] is not None]
+    if not readable:
+        return 0.0, len(order)
+    known = [values[index] for index in readable if values[index] is not None]
+    best = [index for index in readable if values[index] == max(known)] if known else readable
+    return sum(keys[index] == "a" for index in best) / len(best), len(order)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([None, 0.0, 0.25, 0.5, 1.0])), min_size=1, max_size=6),
+    st.integers(1, 4),
+)
+def test_verified_search_equals_enumeration_of_all_orders(pool: list[tuple[str | None, float | None]], wave: int) -> None:
+    keys, values = [key for key, _ in pool], [value for _, value in pool]
+    one = item(keys)
+    scores = {one.id: Scores(values=tuple(values), tokens=(3.0,) * one.n, flops=(1.0,) * one.n)}
+    for most in range(1, one.n + 1):
+        orders = list(itertools.permutations(range(one.n), most))
+        told = [verified_by_hand(order, keys, values, wave) for order in orders]
+        tokens = [sum(one.tokens[i] + 3 for i in order[:used]) for order, (_, used) in zip(orders, told, strict=True)]
+        (point,) = verified_curve([one], [most], scores, accept=0.5, wave=wave)
+        assert point.right[0] == pytest.approx(sum(value for value, _ in told) / len(told), abs=1e-12)
+        assert point.samples[0] == pytest.approx(sum(used for _, used in told) / len(told))
+        calls = sum(-(-used // wave) for _, used in told) / len(told)
+        assert point.tokens[0] == pytest.approx(10 * calls + sum(tokens) / len(tokens))
 
 
 def test_the_beta_rule() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from ..stats.crossing import Track, overtaking, reach, saving
 from ..stats.curves import Estimate, majority_curve, ranked_curve, single_curve
 from ..stats.pool import Array, Item, Scores
-from .curve_rules import AdaptiveConsistency, ComputeOptimal
+from .curve_rules import AdaptiveConsistency, ComputeOptimal, VerifiedSearch
 from .pools import Sampling
 
 __all__ = ["Traced", "find_crossings", "find_savings"]
@@ -38,13 +38,13 @@ class Traced:
 def find_savings(traced: Sequence[Traced], bases: Bases, *, draws: int) -> list[dict[str, Any]]:
     """Compare adaptive and compute-optimal spending with uniform voting on the same pool, n by n.
 
-    Adaptive consistency in samples against voting with all n; compute-optimal allocation in tokens against uniform
-    majority, and best-of-n where it has a verifier. Each says accuracy minus that of uniform at n, and its part of what
-    uniform needs for equal accuracy.
+    Adaptive consistency in samples against voting with all n; compute-optimal allocation and verified search in tokens
+    against uniform majority, and best-of-n where they have a verifier. Each says accuracy minus that of uniform at n, and
+    its part of what uniform needs for equal accuracy.
     """
     found = []
     for one in traced:
-        if not isinstance(one.rule, AdaptiveConsistency | ComputeOptimal):
+        if not isinstance(one.rule, AdaptiveConsistency | ComputeOptimal | VerifiedSearch):
             continue
         unit = "samples" if isinstance(one.rule, AdaptiveConsistency) else "tokens"
         largest = max(point.n for point in one.points)

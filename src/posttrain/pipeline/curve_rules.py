@@ -22,12 +22,22 @@ from ..stats.curves import (
     majority_curve,
     ranked_curve,
     single_curve,
+    verified_curve,
     weighted_curve,
 )
 from ..stats.pool import Item, Scores
 from .pools import Sampling
 
-__all__ = ["RULES", "AdaptiveConsistency", "ComputeOptimal", "Rule", "SelfConsistency", "build_rule", "grid_of"]
+__all__ = [
+    "RULES",
+    "AdaptiveConsistency",
+    "ComputeOptimal",
+    "Rule",
+    "SelfConsistency",
+    "VerifiedSearch",
+    "build_rule",
+    "grid_of",
+]
 
 
 class Rule(Protocol):
@@ -152,6 +162,33 @@ class AdaptiveConsistency(_Drawn):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedSearch(_Drawn):
+    """Sampling until the verifier accepts; k is the most it may draw. A pool has no replies to feedback."""
+
+    verifier: str = "rule"
+    threshold: float = 1.0
+    wave: Annotated[int, Field(ge=1)] = 1
+    feedback: bool = True
+
+    @property
+    def scored_by(self) -> str:
+        """The verifier."""
+        return self.verifier
+
+    def curve(
+        self, items: Sequence[Item], sizes: Sequence[int], scores: Mapping[str, Scores] | None, *, draws: int, seed: int
+    ) -> list[Estimate]:
+        """Return the expectation over orders of the samples."""
+        assert scores is not None
+        if self.feedback:
+            raise ConfigError(
+                "verified_search tells the model its rejected answers, and a pool's samples were not told: replay it with "
+                "feedback=false"
+            )
+        return verified_curve(items, sizes, scores, accept=self.threshold, wave=self.wave, draws=draws, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeOptimal(_Drawn):
     """Samples by difficulty, on held-out questions; k names the budget: the mean tokens of uniform voting with k samples.
 
@@ -206,6 +243,7 @@ RULES: dict[str, type[Rule]] = {
     "self_consistency": SelfConsistency,
     "best_of_n": BestOfN,
     "adaptive_consistency": AdaptiveConsistency,
+    "verified_search": VerifiedSearch,
     "compute_optimal": ComputeOptimal,
 }
 

@@ -24,6 +24,7 @@ __all__ = [
     "majority_curve",
     "ranked_curve",
     "single_curve",
+    "verified_curve",
     "vote_prefixes",
     "weighted_curve",
 ]
@@ -177,6 +178,53 @@ def adaptive_curve(
                 calls * item.prompt_flops + float(flops[at].mean()),
             )
             columns[k].append((float(mean[0]), float(used.mean()), *paid, float(variance[0])))
+    return _estimates(columns)
+
+
+def verified_curve(
+    items: Sequence[Item],
+    sizes: Sequence[int],
+    scores: Mapping[str, Scores],
+    *,
+    accept: float,
+    wave: int,
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Return verified search with at most k samples, for each k: over all orders when few, else over `draws`.
+
+    The first readable sample with a score of at least `accept` ends the search, its wave drawn and scored to the end; where
+    none has it, the best scored readable one of the k is given.
+    """
+    columns: dict[int, list[tuple[float, float, float, float, float]]] = {k: [] for k in sizes}
+    for item in items:
+        opinion = scores[item.id]
+        orders = orders_of(item, max(sizes), draws, seed=seed)
+        exact = _all(item, max(sizes), draws)
+        good = [key is not None and v is not None and v >= accept for key, v in zip(item.keys, opinion.values, strict=True)]
+        hits = np.array(good)[orders]
+        first = np.where(hits.any(axis=1), hits.argmax(axis=1), orders.shape[1])
+        best = best_of_prefixes(item, opinion.values, orders, sizes)
+        given = np.asarray(item.right, dtype=float)[orders]
+        tokens = np.cumsum((np.asarray(item.tokens) + np.asarray(opinion.tokens))[orders], axis=1)
+        flops = np.cumsum((np.asarray(item.flops) + np.asarray(opinion.flops))[orders], axis=1)
+        rows = np.arange(len(orders))
+        for at, k in enumerate(sizes):
+            found = first < k
+            right = np.where(found, given[rows, np.minimum(first, k - 1)], best[:, at])
+            used = np.where(found, np.minimum((first // wave + 1) * wave, k), k)
+            mean, variance = _moments(right[:, None], exact=exact)
+            calls = float(np.ceil(used / wave).mean())  # each wave is a call, which reads the prompt
+            paid = (
+                calls * item.prompt_tokens + float(tokens[rows, used - 1].mean()),
+                calls * item.prompt_flops + float(flops[rows, used - 1].mean()),
+            )
+            columns[k].append((float(mean[0]), float(used.mean()), *paid, float(variance[0])))
+    return _estimates(columns)
+
+
+def _estimates(columns: Mapping[int, Sequence[tuple[float, float, float, float, float]]]) -> list[Estimate]:
+    """Return for each k the curve's point from its questions' (score, samples, tokens, FLOPs, variance)."""
     found = []
     for k, rows in columns.items():
         right, samples, tokens, flops, variance = (np.array(column) for column in zip(*rows, strict=True))
