@@ -15,7 +15,7 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Cost, Usage
 from posttrain.ledger import Ledger, Row, Samples, Timing
 from posttrain.report.analysis import analyse
-from posttrain.report.build import Rung, build_report, oracle_rows, print_report
+from posttrain.report.build import Rung, Trained, build_report, oracle_rows, print_report
 from posttrain.report.compare import compare_ledgers, print_comparison
 from posttrain.stats.intervals import wilson
 from posttrain.stats.paired import holm, mcnemar, tango
@@ -245,7 +245,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         Rung(name="oracle", label="pass@1", lever="oracle", rows=oracle_rows(sampled), oracle=True),
     ]
     meta = {"model": "tiny", "packages": {"torch": "2"}}
-    return out, build_report("A <title>", rungs, out, meta=meta, notes=["Mind & note."])
+    made = Trained(
+        name="sft",
+        label=NASTY,
+        method="sft:adapter=ia3",
+        weights=40_000,
+        share=0.0003,
+        peak_bytes=3_200_000_000,
+        seconds=61.0,
+        tokens=5000,
+        flops=1e12,
+        steps=9,
+        losses=(2.5, 1.25),
+        held_out={"first_loss": 2.0, "best_loss": 1.5},
+    )
+    return out, build_report("A <title>", rungs, out, meta=meta, notes=["Mind & note."], trained=[made])
 
 
 def test_files_are_written(written: tuple[Path, dict[str, Any]]) -> None:
@@ -278,7 +292,7 @@ def test_page_stands_alone_and_is_well_formed(written: tuple[Path, dict[str, Any
     assert len(svgs) == 6
     assert all(attributes["role"] == "img" and len(attributes["aria-label"] or "") > 40 for attributes in svgs)
     assert {"viewport", "color-scheme"} <= {attributes.get("name") for tag, attributes in page.tags if tag == "meta"}
-    assert sum(tag == "th" and attributes.get("scope") == "row" for tag, attributes in page.tags) == 6
+    assert sum(tag == "th" and attributes.get("scope") == "row" for tag, attributes in page.tags) == 7
     assert "prefers-color-scheme: dark" in text
     assert "A &lt;title&gt;" in text
 
@@ -293,6 +307,10 @@ def test_every_rung_and_sentence_is_on_every_page(written: tuple[Path, dict[str,
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table[:8]} == {12}
     assert "packages | torch 2" in markdown
+    (told,) = [line for line in markdown.splitlines() if "adapter=ia3" in line]
+    for cell in ("40.0 k", "0.030%", "3.20 GB", "2.500 → 1.250", "2.000 → 1.500"):
+        assert f"| {cell} |" in told
+    assert len(re.findall(r"(?<!\\)\|", told)) == 11
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         print_report(report, console)
@@ -300,6 +318,7 @@ def test_every_rung_and_sentence_is_on_every_page(written: tuple[Path, dict[str,
     assert report["headline"][:60] in shown
     assert NASTY[:20] in shown
     assert "◆" in shown
+    assert "2.000 → 1.500" in shown
 
 
 def test_narrow_terminal_keeps_every_column(

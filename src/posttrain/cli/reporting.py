@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Console
 
 from ..core.files import read_json
@@ -10,7 +12,7 @@ from ..pipeline.evaluate import shots_dropped
 from ..pipeline.manifest import code_version, hardware, packages
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
-from ..report.build import Rung, build_report, oracle_rows, print_report
+from ..report.build import Rung, Trained, build_report, oracle_rows, print_report
 
 __all__ = ["report_run"]
 
@@ -37,7 +39,8 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         "packages": packages(),
     }
     notes = [*recipe.notes, *_pair_notes(shop), *_dropped_notes(rungs)]
-    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes)
+    trained = [_trained(shop, stage) for stage in recipe.stages if stage.train is not None]
+    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes, trained=trained)
     print_report(report, Console())
     return report
 
@@ -61,6 +64,27 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         against=stage.against,
         oracle=any(row.trace.get("oracle") for row in loaded.rows),  # a verifier that looked at the gold answers
         note=stage.note,
+    )
+
+
+def _trained(shop: Workshop, stage: StageConfig) -> Trained:
+    assert stage.train is not None
+    done = shop.done[stage.name]
+    made = read_json(done.folder / "checkpoint" / "posttrain.json")
+    lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Trained(
+        name=stage.name,
+        label=stage.label or stage.name,
+        method=stage.train.method,
+        weights=int(made["parameters"]["trained"]),
+        share=made["parameters"]["share"],
+        peak_bytes=done.cost.peak_bytes,
+        seconds=done.cost.seconds,
+        tokens=done.cost.usage.scored,
+        flops=done.cost.flops,
+        steps=len(lines),
+        losses=(lines[0]["loss"], lines[-1]["loss"]),
+        held_out=made.get("evaluation"),
     )
 
 

@@ -10,19 +10,26 @@ from ..core.files import write_atomic, write_json
 from .analysis import analyse
 from .rung import LEVERS, Rung, oracle_rows
 from .table import print_report
+from .trained import COLUMNS, Trained, trained_facts, trained_rows
 
-__all__ = ["Rung", "build_report", "oracle_rows", "print_report"]
+__all__ = ["Rung", "Trained", "build_report", "oracle_rows", "print_report"]
 
 
 def build_report(
-    title: str, rungs: Sequence[Rung], out: Path, *, meta: Mapping[str, Any], notes: Sequence[str]
+    title: str,
+    rungs: Sequence[Rung],
+    out: Path,
+    *,
+    meta: Mapping[str, Any],
+    notes: Sequence[str],
+    trained: Sequence[Trained] = (),
 ) -> dict[str, Any]:
     """Compare the rungs on their common examples, write everything below `out` and return what `report.json` holds.
 
     The first rung is what others are compared with unless they say `against`; oracle rungs are shown apart. Raises
     `DataError` when rungs answer different examples, `ConfigError` for an unknown or repeated rung name.
     """
-    report = analyse(title, rungs, meta=meta, notes=notes)
+    report = analyse(title, rungs, meta=meta, notes=notes) | {"trained": trained_facts(trained)}
     from .figures import draw_all  # matplotlib takes half a second
 
     drawn = draw_all(report, out / "figures")
@@ -57,6 +64,7 @@ def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) ->
         by_lever={lever: found for lever, found in by_lever.items() if any(rung["verdict"] for rung in found)},
         unit=words.UNIT[report["unit"]],
         facts=_flat(report["meta"]),
+        trained=(COLUMNS, trained_rows(report["trained"])),
     )
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .rung import LEVERS
+from .trained import COLUMNS, trained_rows
 from .words import MEASURABLE, UNIT, duration, interval, percent, points, probability, si
 
 __all__ = ["print_report"]
@@ -29,6 +30,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(f"[bold]{escape(report['title'])}[/]  [dim]n = {report['n']}[/]\n", highlight=False)
     for parts in (["accuracy", "cost"],) if console.width >= 120 else (["accuracy"], ["cost"]):
         console.print(_ladder(report, parts))
+    if report.get("trained"):
+        console.print(_trained(report["trained"], wide=console.width >= 120))
     console.print("[dim]◆ no other rung is both cheaper per query and as accurate[/]")
     if report["oracles"]:
         console.print("[dim]Oracle rungs choose with the gold answer: what the samples hold, no method's accuracy.[/]")
@@ -40,6 +43,18 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             console.print(f" {mark} {escape(rung['verdict'])}", highlight=False)
     for found in report["break_even"]:
         console.print(f" [cyan]=[/] {escape(found['sentence'])}", highlight=False)
+
+
+def _trained(stages: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
+    """Return the table of training stages; a narrow one leaves out the settings and what only programs need."""
+    shown = [i for i, name in enumerate(COLUMNS) if wide or name not in ("method", "of all", "tokens", "FLOPs", "loss")]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for i in shown:
+        text = i < 2
+        table.add_column(COLUMNS[i], justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in trained_rows(stages):
+        table.add_row(*(escape(row[i]) for i in shown))
+    return table
 
 
 def _ladder(report: Mapping[str, Any], parts: Sequence[str]) -> Table:

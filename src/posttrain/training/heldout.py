@@ -82,6 +82,11 @@ class HeldOut:
         """Whether patience is at its end."""
         return bool(self.patience) and self.waited >= self.patience
 
+    def before(self, learner: Learner) -> None:
+        """Evaluate the start, so that what training brought is a number; the start is no candidate for the best step."""
+        if not self.losses:
+            self.losses[0] = learner.evaluate(self.items)["loss"]
+
     def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
         """Evaluate when it is due after `step` steps (and at the end); returns measures named `eval_…`, or nothing."""
         if step % self.every and step != total:
@@ -133,6 +138,7 @@ class HeldOut:
         return {
             "rows": len({item.row for item in self.items}),
             "also_trained": self.also_trained,
+            "first_loss": self.losses.get(0),
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "last_step": last,

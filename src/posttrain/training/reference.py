@@ -18,8 +18,9 @@ from ..core.types import Cost, Usage
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward, TokenSequence
 from .batching import micro_batches, share_of_rank
+from .memory import peak_bytes
 from .state import cost_from_dict
-from .step import Work, peak_bytes, rank_and_world
+from .step import Work, rank_and_world
 
 __all__ = ["reference_logps"]
 

@@ -23,6 +23,7 @@ from .batching import steps_per_epoch
 from .estimate import advice, estimate, free_memory, measure, words
 from .heldout import HeldOut, check_rows, question_of, split_by_question
 from .loop import Companions, fit
+from .memory import forget_peak
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser
 from .processes import by_first_process, rank_and_world, say
@@ -71,6 +72,7 @@ class Session:
             raise ConfigError(
                 f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
             )
+        forget_peak()
         opened = open_start(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
         hashed, config = data_hash(data), key_config(method)
         rows, held = list(data), frozenset[int]()
@@ -170,7 +172,7 @@ class Session:
         flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
         if held_out is not None:
             once = sum(objective.work(item, backward=False).flops for item in held_out.items)
-            flops += -(-steps // held_out.every) * once
+            flops += (1 + -(-steps // held_out.every)) * once
         found = replace(
             estimate(sizes), steps=steps, seconds=flops / speed / rank_and_world()[1],
             free=free_memory(loaded.device),

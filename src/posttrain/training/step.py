@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +17,11 @@ from ..core.seeds import derive
 from ..core.types import Cost, Usage
 from .alarm import Alarm
 from .batching import micro_batches, share_of_rank
+from .memory import peak_bytes
 from .optimiser import Optimiser
 from .processes import rank_and_world
 
-__all__ = ["Learner", "Objective", "Work", "peak_bytes", "rank_and_world"]
+__all__ = ["Learner", "Objective", "Work", "rank_and_world"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +175,3 @@ def _summed_over_processes(sums: dict[str, Tensor], gradients: Sequence[Tensor],
     for gradient in gradients:
         dist.all_reduce(gradient)
     return dict(zip(wanted, packed.cpu(), strict=True))
-
-
-def peak_bytes() -> int:
-    """Return the most memory ever held: on the accelerator where there is one, else by this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
