@@ -44,6 +44,7 @@ class Trained(Strict):
     base: str
     rows: AtLeastOne
     method: str
+    steps: bool = True  # false: their answers alone
 
 
 class TaskConfig(Strict):
@@ -155,7 +156,7 @@ def model_of(config: Config, task: TaskConfig, role: str, runs: Path, path: Path
             # the test split as it will be asked: training leaves its questions out
             "examples": {"test": config.questions, "validation": 1, "train": given.rows},
             "stages": [
-                {"name": "worked", "data": {"maker": f"worked_examples:n={given.rows}"}},
+                {"name": "worked", "data": {"maker": named("worked_examples", n=given.rows, steps=given.steps)}},
                 {"name": "sft", "train": {"method": given.method, "data": "worked"}},
             ],
         }

@@ -269,7 +269,7 @@ def test_evaluations_are_charged_their_forward_passes(start, tmp_path):
     ]
     once = sum(forward_flops(loaded.shape, start=0, tokens=len(e.ids), logits=e.trained) for e in encoded)
     assert made.cost.flops - plain.cost.flops == pytest.approx(3 * once)  # before, and after steps 2 and 4
-    assert made.cost.usage.scored - plain.cost.usage.scored == 2 * sum(len(e.ids) for e in encoded)
+    assert made.cost.usage.scored - plain.cost.usage.scored == 3 * sum(len(e.ids) for e in encoded)
 
 
 def test_a_held_out_loss_that_is_not_finite_stops(start, tmp_path, monkeypatch):

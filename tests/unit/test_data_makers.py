@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Example, Finish, Message, Prompt, Sampled
+from posttrain.finetuning._judged import read_judged
 from posttrain.finetuning.distilled import Distilled
 from posttrain.finetuning.mixed import Mixed
+from posttrain.finetuning.scored_responses import ScoredResponses
 from posttrain.finetuning.verified_traces import VerifiedTraces
 from posttrain.finetuning.worked_examples import WorkedExamples
 from posttrain.preference.verified_pairs import VerifiedPairs
@@ -255,3 +257,25 @@ def test_a_mix_that_cannot_be_made_says_so(tmp_path: Path) -> None:
         Mixed(general=general, share=1.0)
     with pytest.raises(ConfigError, match="name the rows to rehearse"):
         Mixed()
+
+
+def test_scored_responses_list_every_finished_reply_with_its_grade() -> None:
+    several = [
+        sampled("a", "XabX", ["stop", "stop", "length", "stop"]),
+        sampled("b", "XY"),
+        sampled("c", "a", ["length"]),
+    ]
+    made = ScoredResponses()(Task(), prompter, several, seed=0)
+    assert made.rows == (
+        {"id": "a", "prompt": [{"role": "user", "content": "a?"}], "responses": ["X", "a"], "scores": [1.0, 0.0]},
+        {"id": "b", "prompt": [{"role": "user", "content": "b?"}], "responses": ["X", "Y"], "scores": [1.0, 1.0]},
+    )
+    assert made.counts == {
+        "questions": 3, "replies": 7, "cut": 2, "repeated": 1, "without_a_reply": 1, "not_mixed": 0, "rows": 2
+    }  # fmt: skip
+    mixed = ScoredResponses(mixed=True)(Task(), prompter, several, seed=0)
+    assert [row["id"] for row in mixed.rows] == ["a"]
+    with pytest.raises(DataError, match="1 have no finished reply and 1 replies of one score only"):
+        ScoredResponses(mixed=True)(Task(), prompter, several[1:], seed=0)
+    read = read_judged(made.rows, lambda i: f"row {i}")
+    assert [one.score for one in read] == [1.0, 0.0, 1.0, 1.0]

@@ -1,0 +1,69 @@
+"""Scored responses for preference SFT, from an earlier evaluation's graded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..core.errors import DataError
+from ..core.protocols import Prompter, Task
+from ..core.types import Made, Sampled
+from ._replies import asking, distinct, row
+
+__all__ = ["ScoredResponses"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredResponses:
+    """List each question's different replies with the task's grades as scores: rows for `preference_sft`.
+
+    Replies cut by the length limit are left out: they were not finished, which is no matter of right or wrong. With
+    `mixed` only questions with replies of different scores are kept; the others have nothing to choose between.
+    `prompt` asks the question in another way than it was sampled with.
+    """
+
+    version: ClassVar[str] = "1"
+    kind: ClassVar[str] = "data"
+    paper: ClassVar[str] = "Dong et al. 2023, arXiv 2304.06767; Gulcehre et al. 2023, arXiv 2308.08998"
+    cost: ClassVar[str] = "the sampling of the evaluation it reads"
+    fails: ClassVar[str] = "questions are answered all right or all wrong, so that scores tell nothing"
+    summary: ClassVar[str] = "responses with scores for preference SFT from samples of an earlier evaluation"
+
+    mixed: bool = False
+    prompt: str = ""
+
+    def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
+        ask = asking(self.prompt, prompter)
+        counts = dict.fromkeys(("questions", "replies", "cut", "repeated", "without_a_reply", "not_mixed"), 0)
+        rows = []
+        for item in sampled:
+            whole = [i for i, finish in enumerate(item.finishes) if finish == "stop" and item.texts[i].strip()]
+            scores = {item.texts[i]: item.scores[i] for i in whole}
+            texts = distinct(list(scores))
+            counts["questions"] += 1
+            counts["replies"] += len(item.texts)
+            counts["cut"] += len(item.texts) - len(whole)
+            counts["repeated"] += len(whole) - len(texts)
+            if not texts:
+                counts["without_a_reply"] += 1
+                continue
+            if self.mixed and len({scores[text] for text in texts}) == 1:
+                counts["not_mixed"] += 1
+                continue
+            asked = [row(task, item.example, text, ask=ask, sampled_with=prompter, seed=seed) for text in texts]
+            rows.append(
+                {
+                    "id": item.example.id,
+                    "prompt": asked[0]["prompt"],
+                    "responses": [one["completion"] for one in asked],
+                    "scores": [scores[text] for text in texts],
+                }
+            )
+        if not rows:
+            raise DataError(
+                f"scored_responses: no rows: of {counts['questions']} questions {counts['without_a_reply']} have no "
+                f"finished reply and {counts['not_mixed']} replies of one score only; sample more replies, or take a task "
+                "of middling difficulty"
+            )
+        return Made(rows=tuple(rows), counts=counts | {"rows": len(rows)})
