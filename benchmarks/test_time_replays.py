@@ -188,7 +188,9 @@ def replay(config: Config, task: TaskConfig, runs: Path, out: Path, path: Path) 
     adaptive = named("adaptive_consistency", **warm, threshold=config.threshold)
     optimal = named("compute_optimal", **warm, pilot=config.pilot)
     judged = named("compute_optimal", **warm, pilot=config.pilot, verifier=config.verifier, accept=config.accept)
-    ranked = [named("best_of_n", **warm), named("best_of_n", **warm, verifier=config.verifier)]
+    ranked = [named("best_of_n", **warm)]  # by likelihood
+    if config.verifier != "likelihood":
+        ranked.append(named("best_of_n", **warm, verifier=config.verifier))
     weighted = named("best_of_n", **warm, verifier=config.verifier, weighted=True)
     search = named(
         "verified_search", **warm, feedback=False, verifier=config.verifier, threshold=config.accept, wave=config.pilot
