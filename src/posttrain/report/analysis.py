@@ -121,6 +121,7 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "truncated_rate": told["truncated_rate"],
         "error_rate": told["error_rate"],
         "budget_rate": told["budget_rate"],
+        "measures": told["measures"],
         "per_query": told["per_query"],
         "usage": told["usage"],
         "spent": told["spent"],

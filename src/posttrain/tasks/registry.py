@@ -12,7 +12,10 @@ from ..core.specs import parse
 __all__ = ["list_tasks", "load_task"]
 
 _GYM = "reasoning_gym/"
-_BENCHMARKS = {"gsm8k": "grade-school word problems; hub id openai/gsm8k, or --data FILE"}
+_BENCHMARKS = {
+    "gsm8k": "grade-school word problems; hub id openai/gsm8k, or --data FILE",
+    "ifeval": "instructions that a program can check; hub id google/IFEval, or --data FILE",
+}
 
 
 def list_tasks() -> list[tuple[str, str]]:
@@ -51,6 +54,11 @@ def load_task(ref: str, *, data: str | Path | None = None, seed: int = 0, sizes:
 
         _refuse(ref, sizes=sizes, parameters=spec.params or None)
         return load_gsm8k(data)
+    if spec.name == "ifeval":
+        from .ifeval import Ifeval
+
+        _refuse(ref, sizes=sizes, parameters=spec.params or None)
+        return Ifeval(data)
     names = [name for name, _ in list_tasks()]
     raise ConfigError(f"unknown task '{ref}'{did_you_mean(spec.name, names) if '/' in ref else _choices()}")
 
