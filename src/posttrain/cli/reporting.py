@@ -30,7 +30,7 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         return {}
     meta = {
         "model": recipe.model,
-        "task": shop.task.name,
+        "task": ", ".join(dict.fromkeys(rung.rows[0].task for rung in rungs)),
         "seed": recipe.seed,
         "code": code_version(),
         "hardware": hardware(),

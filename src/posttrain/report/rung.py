@@ -12,7 +12,7 @@ from ..ledger.row import Row, Timing
 
 __all__ = ["LEVERS", "Lever", "Rung", "oracle_rows"]
 
-Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
+Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 LEVERS: dict[str, str] = {
     "prompting": "Prompting",
     "test-time": "Test-time scaling",
