@@ -181,7 +181,7 @@ def test_rows_without_a_score_count_as_wrong() -> None:
     ("others", "error", "words"),
     [
         ([rung("short", right(n=39))], DataError, r"'base' \(40 examples\) and 'short' \(39\) .* for instance 'q39'"),
-        ([rung("else", [], rows=rows(right(), task="other"))], DataError, "different tasks: toy, other"),
+        ([rung("else", [], rows=rows(right(), task="other"), against="base")], ConfigError, "different tasks: other, toy"),
         ([rung("base", right())], ConfigError, "two rungs are called 'base'"),
         ([rung("a", right(), against="bas")], ConfigError, "did you mean 'base'"),
         ([rung("empty", [])], DataError, "'empty' has no rows"),

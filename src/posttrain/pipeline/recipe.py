@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
+from .retained import Retention
 
 __all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TaskUse", "TrainStage", "load_recipe"]
 
@@ -83,11 +84,14 @@ class DataStage(Strict):
     file: str | None = None
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
     stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
+    draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
         if sum(given is not None for given in (self.maker, self.file, self.sources, self.stages)) != 1:
             raise ValueError("give exactly one of 'maker', 'file', 'sources' and 'stages'")
+        if self.draw is not None and self.maker is not None:
+            raise ValueError("'draw' takes some of the rows that are read; a maker has a setting of its own")
         if self.task is not None and (self.maker is None or self.source is not None):
             raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
         return self
@@ -143,7 +147,9 @@ class Recipe(Strict):
     model: str
     task: str | None = None
     data: str | None = None
-    tasks: dict[str, TaskUse] = Field(default_factory=dict)  # more tasks, by the names that stages use
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], TaskUse] = Field(
+        default_factory=dict
+    )  # more tasks, by the names that stages use
     vars: dict[str, str] = Field(default_factory=dict)  # `${name}` in any text of the recipe stands for its value
     seed: int = 0
     device: str = "auto"
@@ -153,6 +159,22 @@ class Recipe(Strict):
     examples: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
+    retention: Retention | None = None
+
+    @model_validator(mode="after")
+    def _retained(self) -> Recipe:
+        """Add the evaluations that `retention` asks for behind the others; a resolved recipe has them already."""
+        if self.retention is not None:
+            for name in (*self.retention.tasks, *([self.retention.diverse] if self.retention.diverse else [])):
+                if name not in self.tasks:
+                    raise ValueError(f"retention: '{name}' is not one of 'tasks'{did_you_mean(name, self.tasks)}")
+            trained = [stage.name for stage in self.stages if stage.train is not None]
+            if not trained:
+                raise ValueError("'retention' compares trained models with the start: no stage trains")
+            there = {stage.name for stage in self.stages}
+            made = [StageConfig.model_validate(stage) for stage in self.retention.stages(trained)]
+            self.stages.extend(stage for stage in made if stage.name not in there)
+        return self
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:

@@ -16,7 +16,7 @@ from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
-from .making import makers_of, on_rows, read_hashes, read_sources, read_stages
+from .making import draw_rows, makers_of, on_rows, read_hashes, read_sources, read_stages
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
@@ -219,6 +219,8 @@ class Workshop:
             else:
                 made = self._made(stage, config)
             rows, counts = made.rows, made.counts
+        if config.draw is not None:
+            rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
