@@ -101,7 +101,6 @@ def test_the_held_out_loss_is_the_token_mean_of_the_weights_of_that_step_and_the
     assert (told["best_step"], told["best_loss"]) == (best, found[best])
     assert (told["last_step"], told["steps_planned"], told["stopped_early"]) == (16, 16, False)
     assert token_mean_loss(made.path, held) == pytest.approx(found[best], rel=1e-5)
-    assert token_mean_loss(start.path, held) == pytest.approx(told["first_loss"], rel=1e-5)
     assert not (tmp_path / "run" / "best").exists()
     # the same trajectory without evaluation: same losses, other weights at its end
     others = [row for row in data if row not in held]
@@ -268,8 +267,8 @@ def test_evaluations_are_charged_their_forward_passes(start, tmp_path):
         encode_completion(loaded.tokenizer, [Message(role="user", content=row["prompt"])], row["completion"]) for row in held
     ]
     once = sum(forward_flops(loaded.shape, start=0, tokens=len(e.ids), logits=e.trained) for e in encoded)
-    assert made.cost.flops - plain.cost.flops == pytest.approx(3 * once)  # before, and after steps 2 and 4
-    assert made.cost.usage.scored - plain.cost.usage.scored == 3 * sum(len(e.ids) for e in encoded)
+    assert made.cost.flops - plain.cost.flops == pytest.approx(2 * once)  # after steps 2 and 4
+    assert made.cost.usage.scored - plain.cost.usage.scored == 2 * sum(len(e.ids) for e in encoded)
 
 
 def test_a_held_out_loss_that_is_not_finite_stops(start, tmp_path, monkeypatch):

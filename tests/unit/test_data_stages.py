@@ -119,7 +119,10 @@ def test_keys_of_finished_runs_stay_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([{"name": "d", "data": {"file": "train.jsonl", "sources": "train.jsonl"}}], "exactly one of 'maker', 'file' and"),
+        (
+            [{"name": "d", "data": {"file": "train.jsonl", "sources": "train.jsonl"}}],
+            "exactly one of 'maker', 'file', 'sources' and",
+        ),
         ([{"name": "d", "data": {"sources": ["a.jsonl*2"]}}], "a weight says nothing of a single source"),
         ([{"name": "d", "data": {"maker": "mixed:general=g.jsonl"}}], "name the domain's rows once"),
         ([{"name": "d", "data": {"maker": "mixed:share=0.1"}}], "name the rows to rehearse"),

@@ -181,7 +181,7 @@ def test_rows_without_a_score_count_as_wrong() -> None:
     ("others", "error", "words"),
     [
         ([rung("short", right(n=39))], DataError, r"'base' \(40 examples\) and 'short' \(39\) .* for instance 'q39'"),
-        ([rung("else", [], rows=rows(right(), task="other"))], DataError, "different tasks: toy, other"),
+        ([rung("else", [], rows=rows(right(), task="other"), against="base")], ConfigError, "different tasks: other, toy"),
         ([rung("base", right())], ConfigError, "two rungs are called 'base'"),
         ([rung("a", right(), against="bas")], ConfigError, "did you mean 'base'"),
         ([rung("empty", [])], DataError, "'empty' has no rows"),
@@ -257,7 +257,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         flops=1e12,
         steps=9,
         losses=(2.5, 1.25),
-        held_out={"first_loss": 2.0, "best_loss": 1.5},
+        held_out={"start_loss": 2.0, "best_loss": 1.5},
     )
     return out, build_report("A <title>", rungs, out, meta=meta, notes=["Mind & note."], trained=[made])
 

@@ -13,6 +13,7 @@ from ..pipeline.manifest import code_version, hardware, packages
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
 from ..report.build import Rung, Trained, build_report, oracle_rows, print_report
+from .trainings import trainings
 
 __all__ = ["report_run"]
 
@@ -27,12 +28,13 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         rungs.append(_rung(shop, stage))
         if stage.oracle_of is not None:
             rungs.append(_oracle(rungs[-1], stage.oracle_of))
-    if not rungs:
-        console.print("no stage has a 'lever': nothing to report", highlight=False)
+    told = trainings(shop)
+    if not rungs and not told:
+        console.print("no stage has a 'lever', and none trained with held-out rows: nothing to report", highlight=False)
         return {}
     meta = {
         "model": recipe.model,
-        "task": shop.task.name,
+        "task": ", ".join(dict.fromkeys(rung.asked for rung in rungs)),
         "seed": recipe.seed,
         "code": code_version(),
         "hardware": hardware(),
@@ -40,7 +42,9 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
     }
     notes = [*recipe.notes, *_pair_notes(shop), *_dropped_notes(rungs)]
     trained = [_trained(shop, stage) for stage in recipe.stages if stage.train is not None]
-    report = build_report(recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes, trained=trained)
+    report = build_report(
+        recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes, training=told, trained=trained
+    )
     print_report(report, Console())
     return report
 
@@ -64,6 +68,8 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         against=stage.against,
         oracle=any(row.trace.get("oracle") for row in loaded.rows),  # a verifier that looked at the gold answers
         note=stage.note,
+        task=stage.eval.task if stage.eval.task in shop.recipe.tasks else "",
+        texts=[samples.texts for samples in loaded.samples] if stage.lever == "diversity" else (),
     )
 
 

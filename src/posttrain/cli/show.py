@@ -47,6 +47,9 @@ def show_result(result: Mapping[str, Any]) -> None:
     )
     if result["oracle"]:
         table.add_row("", "[yellow]an oracle chose with the gold answers: pass@N, no method's accuracy[/]")
+    for name, found in result["measures"].items():
+        low, high = found["ci95"]
+        table.add_row(name, f"{found['value']:.1%}  (95% interval {low:.1%} to {high:.1%}, of {found['of']})")
     table.add_row("unparsed", f"{result['unparsed_rate']:.1%}")
     table.add_row("cut by length", f"{result['truncated_rate']:.1%}")
     if result["shots_dropped"]["examples"]:

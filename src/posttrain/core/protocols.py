@@ -31,6 +31,7 @@ __all__ = [
     "Engine",
     "Judge",
     "Maker",
+    "Measuring",
     "Prompter",
     "Strategy",
     "Task",
@@ -113,6 +114,15 @@ class Task(Protocol):
 
     def grade(self, example: Example, answer: str | None) -> float:
         """Return 1.0 for a right answer and 0.0 for a wrong or missing one."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A task that measures more of an answer than its grade."""
+
+    def measures(self, example: Example, answer: str | None) -> Mapping[str, tuple[int, int]]:
+        """Return by name how many of an answer's parts were right, and of how many."""
         ...
 
 

@@ -12,9 +12,9 @@ from functools import cache
 
 from .words import words
 
-__all__ = ["script_and_guess"]
+__all__ = ["FUNCTION_WORDS", "script_and_guess"]
 
-_FUNCTION_WORDS = {
+_LISTED = {
     "en": "the of and to in is that it for was with as are this be on not have you what which how a an he she they his her "
     "at by from if has had will can does many much each",
     "de": "der die das und ist nicht ein eine zu den mit von auf für sich auch wie wird sind ich er sie es im am wenn hat "
@@ -26,7 +26,7 @@ _FUNCTION_WORDS = {
     "pt": "o os é um uma que não com para do da em se por mais como dos das de cada ele ela tem quantos ao",
     "nl": "de het een en van is niet dat op te zijn met voor er aan ook die wordt bij naar hij ze heeft hoeveel elke als",
 }
-_LANGUAGES = {language: frozenset(listed.split()) for language, listed in _FUNCTION_WORDS.items()}
+FUNCTION_WORDS = {language: frozenset(listed.split()) for language, listed in _LISTED.items()}
 _NAMES = {"cjk": "han", "hiragana": "kana", "katakana": "kana"}
 
 
@@ -57,7 +57,7 @@ def _guess(text: str) -> str | None:
     """Return the language whose function words are most frequent: at least two of them, and more than of any other."""
     counts = Counter(words(text))
     hits = sorted(
-        ((sum(counts[word] for word in listed), language) for language, listed in _LANGUAGES.items()), reverse=True
+        ((sum(counts[word] for word in listed), language) for language, listed in FUNCTION_WORDS.items()), reverse=True
     )
     (most, language), (second, _) = hits[:2]
     return language if most >= 2 and most > second else None

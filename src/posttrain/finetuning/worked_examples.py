@@ -10,6 +10,7 @@ from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
 from ..core.seeds import rng
 from ..core.types import Made, Sampled
+from ._replies import asking
 
 __all__ = ["WorkedExamples"]
 
@@ -19,7 +20,8 @@ class WorkedExamples:
     """Ask each training question as the evaluation will; the completion is its worked steps (or its bare answer).
 
     `n` examples are drawn without replacement from `split` by the seed; `steps=false` trains on the answers alone,
-    for comparison. Fails with `DataError` when the split is too small or holds no worked steps.
+    for comparison; `prompt` asks in another way than the evaluation. Fails with `DataError` when the split is too small or
+    holds no worked steps.
     """
 
     version: ClassVar[str] = "1"
@@ -32,6 +34,7 @@ class WorkedExamples:
     n: int = 960
     split: str = "train"
     steps: bool = True
+    prompt: str = ""  # default: as the evaluation asks
 
     def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
         examples = task.examples(self.split)
@@ -39,13 +42,14 @@ class WorkedExamples:
             raise DataError(
                 f"worked_examples:n={self.n}: the {self.split} split of {task.name} has {len(examples)} examples"
             )
+        ask = asking(self.prompt, prompter)
         chosen = rng(seed, "worked_examples").sample(list(examples), self.n)
         rows = []
         for example in chosen:
             if self.steps and not example.rationale:
                 raise DataError(f"{task.name} has no worked steps for example {example.id}: use worked_examples:steps=false")
             completion = example.rationale if self.steps and example.rationale else f"Answer: {example.answer}"
-            prompt = prompter(task, example.public(), seed=seed)
+            prompt = ask(task, example.public(), seed=seed)
             messages = [message.to_dict() for message in prompt.messages]
             rows.append({"id": example.id, "prompt": messages, "completion": completion})
         return Made(rows=tuple(rows), counts={"rows": len(rows)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import BudgetSpentError, CapabilityError, PosttrainError
 from ..core.files import read_json, write_json
 from ..core.progress import progress
-from ..core.protocols import Engine, Prompter, Strategy, Task, Tools
+from ..core.protocols import Engine, Measuring, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Completion, Example, Sampled, Sampling
 from ..engines.budget import Budgeted
@@ -167,6 +167,9 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
         for candidate in answer.candidates
     )
     cut = sum(candidate["finish"] == "length" for candidate in candidates)
+    trace = dict(answer.trace)
+    if isinstance(evaluation.task, Measuring):
+        trace["measures"] = {name: list(found) for name, found in evaluation.task.measures(example, answer.answer).items()}
     row = Row(
         stage=evaluation.stage,
         task=evaluation.task.name,
@@ -181,7 +184,7 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
         truncated=cut / max(len(candidates), 1),
         candidates=candidates,
         cost={role: cold(cost) for role, cost in sorted(account.by_role().items())},
-        trace=dict(answer.trace),
+        trace=trace,
     )
     texts = tuple(candidate.text for candidate in answer.candidates)
     return row, Samples(example=example.id, text=answer.text, texts=texts)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.seeds import rng
 from ..core.types import Made
 from ..data.mixing import content_hash, parse_sources, read_mix
 from ..data.rows import rows_with_scores
 from .methods import build_maker, build_prompter
 from .recipe import DataStage, Recipe, StageConfig
 
-__all__ = ["makers_of", "on_rows", "read_hashes", "read_sources"]
+__all__ = ["draw_rows", "makers_of", "on_rows", "read_hashes", "read_sources", "read_stages"]
 
 
 def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any]:
@@ -51,6 +52,28 @@ def read_sources(given: str | Sequence[str | Mapping[str, Any]], *, seed: int) -
     mix = read_mix(given, seed=seed, prepare=rows_with_scores)
     unused = {f"unused of {name}": count for name, count in mix.unused.items() if count}
     return Made(rows=mix.rows, counts={**mix.used, **unused, "rows": len(mix.rows)})
+
+
+def read_stages(given: Sequence[str] | Mapping[str, float], folders: Mapping[str, Path], *, seed: int) -> Made:
+    """Return the rows of earlier data stages as one: all of them, or by weight, as several sources are mixed."""
+    weights = given if isinstance(given, Mapping) else dict.fromkeys(given)
+    names = {str(folders[name] / "rows.jsonl"): name for name in weights}
+    made = read_sources([{"data": path, "weight": weights[name]} for path, name in names.items()], seed=seed)
+    counts = {
+        next((label.replace(path, name) for path, name in names.items() if path in label), label): count
+        for label, count in made.counts.items()
+    }
+    return Made(rows=made.rows, counts=counts)
+
+
+def draw_rows(
+    rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], draw: int, *, stage: str, seed: int
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, int]]:
+    """Return so many of the rows, drawn by the seed, and counts that say how many were left."""
+    if draw > len(rows):
+        raise ConfigError(f"stage '{stage}': draw is {draw}, and there are {len(rows)} rows: draw fewer")
+    drawn = rng(seed, "draw", "rows").sample(list(rows), draw)
+    return drawn, {**counts, "rows": draw, "not drawn": len(rows) - draw}
 
 
 def on_rows(maker: Any, rows: Path) -> Any:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
+from .retained import Retention
 
-__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TrainStage", "load_recipe"]
+__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TaskUse", "TrainStage", "load_recipe"]
 
-Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
+Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
+
+
+class TaskUse(Strict):
+    """A task with its rows, under a name that stages use."""
+
+    task: str
+    data: str | None = None
+    examples: dict[str, int] = Field(default_factory=dict)  # for generated tasks: how many examples each split has
 
 
 class EvalStage(Strict):
-    """Answer a split of the task with a prompt and a strategy."""
+    """Answer a split of a task with a prompt and a strategy."""
 
+    task: str | None = None  # one of the recipe's `tasks`, or a task by itself; default: the recipe's task
     teacher: str | None = None  # another model than the recipe's, by any reference: its replies are data
     split: str = "test"
     limit: int | None = Field(default=None, ge=1)
+    draw: int | None = Field(default=None, ge=1)  # so many examples drawn by the seed, instead of the first ones
     prompt: str = "zero_shot"
     strategy: str = "greedy"
     instruction: str | None = None  # an earlier search stage, whose instruction is put before the prompt
@@ -46,6 +58,8 @@ class EvalStage(Strict):
         budgets = self.allowance
         if any(budgets[n] for n in ("tokens", "run_tokens")) and any(budgets[n] for n in ("flops", "run_flops")):
             raise ValueError("give budgets in tokens or in FLOPs, not both")
+        if self.limit is not None and self.draw is not None:
+            raise ValueError("give either 'limit', the first examples, or 'draw', as many drawn by the seed")
         return self
 
 
@@ -62,17 +76,24 @@ class SearchStage(Strict):
 
 
 class DataStage(Strict):
-    """Make training rows: by a maker (from the task's solutions, an evaluation's samples, a mix), or read them."""
+    """Make training rows: by a maker (from a task's solutions, an evaluation's samples, a mix), or read or mix them."""
 
     maker: str | None = None
+    task: str | None = None  # for a maker: as in an evaluation
     source: str | None = Field(default=None, alias="from")  # an earlier evaluation; for a maker of mixes, a data stage
     file: str | None = None
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
+    stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
+    draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
-        if sum(given is not None for given in (self.maker, self.file, self.sources)) != 1:
-            raise ValueError("give exactly one of 'maker', 'file' and 'sources'")
+        if sum(given is not None for given in (self.maker, self.file, self.sources, self.stages)) != 1:
+            raise ValueError("give exactly one of 'maker', 'file', 'sources' and 'stages'")
+        if self.draw is not None and self.maker is not None:
+            raise ValueError("'draw' takes some of the rows that are read; a maker has a setting of its own")
+        if self.task is not None and (self.maker is None or self.source is not None):
+            raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
         return self
 
 
@@ -113,7 +134,7 @@ class StageConfig(Strict):
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
-        names += [self.data.source] if self.data else []
+        names += [self.data.source, *(self.data.stages or ())] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
@@ -124,8 +145,12 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str = ""
     model: str
-    task: str
+    task: str | None = None
     data: str | None = None
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], TaskUse] = Field(
+        default_factory=dict
+    )  # more tasks, by the names that stages use
+    vars: dict[str, str] = Field(default_factory=dict)  # `${name}` in any text of the recipe stands for its value
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -134,6 +159,22 @@ class Recipe(Strict):
     examples: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
+    retention: Retention | None = None
+
+    @model_validator(mode="after")
+    def _retained(self) -> Recipe:
+        """Add the evaluations that `retention` asks for behind the others; a resolved recipe has them already."""
+        if self.retention is not None:
+            for name in (*self.retention.tasks, *([self.retention.diverse] if self.retention.diverse else [])):
+                if name not in self.tasks:
+                    raise ValueError(f"retention: '{name}' is not one of 'tasks'{did_you_mean(name, self.tasks)}")
+            trained = [stage.name for stage in self.stages if stage.train is not None]
+            if not trained:
+                raise ValueError("'retention' compares trained models with the start: no stage trains")
+            there = {stage.name for stage in self.stages}
+            made = [StageConfig.model_validate(stage) for stage in self.retention.stages(trained)]
+            self.stages.extend(stage for stage in made if stage.name not in there)
+        return self
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
@@ -147,6 +188,9 @@ class Recipe(Strict):
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
             if stage.model is not None and earlier[stage.model].train is None:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
+            for name in stage.data.stages or () if stage.data is not None else ():
+                if earlier[name].data is None:
+                    raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
             for key in ("data", "eval_data"):
                 source = getattr(stage.train, key, None)
                 if source is not None and earlier[source].data is None:
@@ -185,7 +229,23 @@ def load_recipe(path: Path, *, size: str | None = None, overrides: Mapping[str, 
     changes.update(overrides or {})
     for key, value in changes.items():
         _override(values, key, value, where=str(path))
-    return validate(Recipe, values, where=str(path))
+    variables = {name: str(value) for name, value in (values.get("vars") or {}).items()}
+    return validate(Recipe, {**_filled(values, variables, where=str(path)), "vars": variables}, where=str(path))
+
+
+def _filled(value: Any, variables: Mapping[str, str], *, where: str) -> Any:
+    """Put the variables' values in place of `${name}` in every text."""
+
+    def named(match: re.Match[str]) -> str:
+        if match[1] not in variables:
+            raise ConfigError(f"{where}: '{match[0]}' names no variable of 'vars'{did_you_mean(match[1], variables)}")
+        return variables[match[1]]
+
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", named, value)
+    if isinstance(value, dict):
+        return {key: _filled(item, variables, where=where) for key, item in value.items()}
+    return [_filled(item, variables, where=where) for item in value] if isinstance(value, list) else value
 
 
 def _override(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from .manifest import describe, record
 from .recipe import Recipe, StageConfig
@@ -38,6 +39,7 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
         write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
     resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    _check_folders(recipe, str(path))
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
         shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
@@ -54,6 +56,13 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
         highlight=False,
     )
     return reported
+
+
+def _check_folders(recipe: Recipe, where: str) -> None:
+    """Say now, not after an hour, that a folder named in `vars` is not there."""
+    for name, value in recipe.vars.items():
+        if value.startswith((".", "/", "~")) and not Path(value).expanduser().exists():
+            raise ConfigError(f"{where}: {name}: no such folder: {value}; say where it is with --set vars.{name}=FOLDER")
 
 
 def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -> Done:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, PosttrainError
 from ..core.files import file_hash, read_json, write_atomic, write_json
-from ..core.protocols import Task
 from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
-from .making import makers_of, on_rows, read_hashes, read_sources
+from .making import draw_rows, makers_of, on_rows, read_hashes, read_sources, read_stages
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+from .stage_tasks import StageTasks
 from .training import files_of, trainer_of
 from .verifying import scorers
 
@@ -71,12 +71,9 @@ class Workshop:
         return Generations(self.out / "generations.sqlite")
 
     @cached_property
-    def task(self) -> Task:
-        """The recipe's task, loaded once."""
-        from ..tasks.registry import load_task
-
-        recipe = self.recipe
-        return load_task(recipe.task, data=recipe.data, seed=recipe.seed, sizes=recipe.examples or None)
+    def tasks(self) -> StageTasks:
+        """The tasks of the stages, each loaded once."""
+        return StageTasks(self.recipe)
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -87,7 +84,7 @@ class Workshop:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         config = {key: value for key, value in config.items() if key != "search" or value is not None}
-        late = {"instruction", "teacher", "sources"}
+        late = {"instruction", "teacher", "sources", "task", "draw", "stages"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -98,7 +95,9 @@ class Workshop:
         if stage.train is not None:  # likewise
             config["train"] = {key: value for key, value in config["train"].items() if value is not None}
         inputs = {name: self.done[name].key for name in stage.inputs}
-        facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed, "task": self.task.version}
+        facts: dict[str, Any] = {"config": config, "inputs": inputs, "seed": self.recipe.seed}
+        if self.recipe.task is not None or self.tasks.needed(stage):  # a recipe's own task is in every key, as it always was
+            facts["task"] = self.tasks.of(stage).version
         facts["model"] = self.base_fingerprint
         facts["numbers"] = [self.recipe.device, self.recipe.dtype]
         facts["versions"] = self.versions(stage)
@@ -153,11 +152,10 @@ class Workshop:
     def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
         ref = self.model_ref(stage)
         opened = self._open(ref)
-        examples = self.task.examples(config.split)[: config.limit]
         evaluation = Evaluation(
             stage=stage.name,
-            task=self.task,
-            examples=examples,
+            task=self.tasks.of(stage),
+            examples=self.tasks.examples(stage, config),
             prompt=self.prompt(config),
             strategy=config.strategy,
             model=stage.model or opened.name,
@@ -186,8 +184,9 @@ class Workshop:
 
         models = _Kept(device=self.recipe.device, dtype=self.recipe.dtype, keep=self._open)
         seed, ref = self.recipe.seed, self.model_ref(stage)
-        bench = Bench(folder, self.task, models, strategy=config.strategy, seed=seed, max_tokens=config.max_tokens)
-        examples = self.task.examples(config.split)[: config.limit]
+        task = self.tasks.of(stage)
+        bench = Bench(folder, task, models, strategy=config.strategy, seed=seed, max_tokens=config.max_tokens)
+        examples = task.examples(config.split)[: config.limit]
         found = prompt_search(self._plan(config), bench, examples, model=ref, given=config.given)
         counts = found["cost"]["search"]  # the report on held-out examples is no part of finding it
         usage = Usage(**{name: int(counts[name]) for name in ("calls", "prompt", "generated", "scored")})
@@ -213,14 +212,21 @@ class Workshop:
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
             seed = self.recipe.seed
-            made = self._made(config) if config.sources is None else read_sources(config.sources, seed=seed)
+            if config.sources is not None:
+                made = read_sources(config.sources, seed=seed)
+            elif config.stages is not None:
+                made = read_stages(config.stages, {name: done.folder for name, done in self.done.items()}, seed=seed)
+            else:
+                made = self._made(stage, config)
             rows, counts = made.rows, made.counts
+        if config.draw is not None:
+            rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
         return Cost()
 
-    def _made(self, config: DataStage) -> Made:
+    def _made(self, stage: StageConfig, config: DataStage) -> Made:
         assert config.maker is not None
         maker = build_maker(config.maker)
         source = None if config.source is None else self.recipe.stage(config.source)
@@ -229,9 +235,10 @@ class Workshop:
         asked = source.eval if source is not None else None
         sampled = []
         if source is not None and asked is not None:
-            sampled = load_sampled(self.done[source.name].folder, self.task.examples(asked.split)[: asked.limit])
+            sampled = load_sampled(self.done[source.name].folder, self.tasks.examples(source, asked))
         prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
-        return maker(self.task, prompter, sampled, seed=self.recipe.seed)
+        task: Any = self.tasks.of(stage) if self.tasks.needed(stage) else None  # a maker of mixes asks nothing
+        return maker(task, prompter, sampled, seed=self.recipe.seed)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
         self._engine = None  # the engine's memory is the trainer's now

@@ -4,25 +4,88 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import ConfigError, DataError, did_you_mean
-from ..ledger.row import Row
-from ..stats.paired import Paired, compare, holm
+from ..core.errors import ConfigError
+from ..stats.paired import holm
 from ..stats.pareto import break_even, pareto_front
 from ..stats.summary import summarise
-from .rung import Rung
-from .words import break_even_sentence, budget_notes, headline, steps, verdict
+from .retention import retention
+from .rung import APART, Rung
+from .together import by_task, difference
+from .words import across, break_even_sentence, budget_notes, headline, measured, steps, verdict
 
-__all__ = ["analyse", "paired_rows"]
+__all__ = ["analyse"]
 
 
-def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def analyse(
+    title: str,
+    rungs: Sequence[Rung],
+    *,
+    meta: Mapping[str, Any],
+    notes: Sequence[str],
+    training: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Return the whole report as JSON values.
 
-    Raises `DataError` when rungs answer different examples, `ConfigError` for an unknown or repeated rung name.
+    The first rung's task is the report's; rungs of others stand under `others`, task by task. Raises `DataError` when rungs
+    of one task answer different examples, `ConfigError` for an unknown or repeated rung name.
     """
-    by_name = _by_name(rungs)
+    if not rungs and not training:
+        raise ConfigError("a report needs at least one rung")
+    tasks = by_task(rungs)
+    ladders = [[rung for rung in group if rung.lever not in APART] for group in tasks]
+    tables = [_table(ladder) for ladder in ladders if ladder]
+    kept = retention(rungs)
+    compared = [facts for table in tables for facts in table.shown[1:]]
+    differences = [*(facts["difference"] for facts in compared), *(kept["differences"] if kept else ())]
+    for found, p in zip(differences, holm([found["p"] for found in differences]), strict=True):
+        found["p_holm"] = p
+    told = [_told(table) for table in tables] or [_NOTHING]
+    first, others = told[0], told[1:]
+    return {
+        "title": title,
+        **first,
+        "headline": across(told) if others else first["headline"] or (kept["headline"] if kept else ""),
+        "first_headline": first["headline"],
+        "others": others,
+        "retention": kept and {name: value for name, value in kept.items() if name != "differences"},
+        "training": list(training),
+        "totals": _totals([facts for table in tables for facts in table.shown]) if tables else None,
+        "comparisons": len(differences),
+        "notes": [*notes, *budget_notes([rung for table in told for rung in table["rungs"]])],
+        "meta": dict(meta),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """The rungs of one task: those that are methods, the first of them the reference, and oracles."""
+
+    rungs: Sequence[Rung]
+    shown: list[dict[str, Any]]
+    oracles: list[dict[str, Any]]
+    unit: str
+
+
+_NOTHING: dict[str, Any] = {
+    "task": "",
+    "n": 0,
+    "unit": "tokens",
+    "headline": "",
+    "steps": "",
+    "rungs": [],
+    "oracles": [],
+    "pareto": [],
+    "break_even": [],
+    "measured": [],
+}
+
+
+def _table(rungs: Sequence[Rung]) -> _Table:
+    """Compare the rungs of one task; what needs the adjusted p is told later."""
+    by_name = {rung.name: rung for rung in rungs}
     first = rungs[0]
     if first.oracle:
         raise ConfigError(f"the first rung '{first.name}' is an oracle: put a method first, others are compared with it")
@@ -34,72 +97,35 @@ def analyse(title: str, rungs: Sequence[Rung], *, meta: Mapping[str, Any], notes
         found[rung.name]["difference"] = _difference(rung, reference, unit)
         found[rung.name]["over_first"] = _difference(rung, first, unit)
         found[rung.name]["cost_ratio"] = _ratio(found[rung.name], found[reference.name], unit)
-    compared = [found[rung.name] for rung in methods[1:]]
-    adjusted = holm([facts["difference"]["p"] for facts in compared])
-    for facts, p in zip(compared, adjusted, strict=True):
-        facts["difference"]["p_holm"] = p
-        facts["verdict"] = verdict(facts, found[facts["difference"]["against"]]["label"], unit)
-    shown = [found[rung.name] for rung in methods]
+    return _Table(
+        rungs=rungs,
+        shown=[found[rung.name] for rung in methods],
+        oracles=[found[rung.name] for rung in rungs if rung.oracle],
+        unit=unit,
+    )
+
+
+def _told(table: _Table) -> dict[str, Any]:
+    """Return what the report says of one task, once p is adjusted."""
+    shown, unit = table.shown, table.unit
+    labels = {facts["name"]: facts["label"] for facts in shown}
+    for facts in shown[1:]:
+        facts["verdict"] = verdict(facts, labels[facts["difference"]["against"]], unit)
     front = pareto_front([(facts["per_query"][unit], facts["accuracy"]) for facts in shown])
     for index in front:
         shown[index]["pareto"] = True
     return {
-        "title": title,
-        "task": first.rows[0].task,
-        "n": len(first.rows),
+        "task": table.rungs[0].asked,
+        "n": len(table.rungs[0].rows),
         "unit": unit,
         "headline": headline(shown),
         "steps": steps(shown),
         "rungs": shown,
-        "oracles": [found[rung.name] for rung in rungs if rung.oracle],
+        "oracles": table.oracles,
         "pareto": [shown[index]["name"] for index in front],
         "break_even": _break_evens(shown, unit),
-        "totals": _totals(shown),
-        "notes": [*notes, *budget_notes(shown)],
-        "meta": dict(meta),
+        "measured": measured(shown),
     }
-
-
-def paired_rows(rung: Sequence[Row], reference: Sequence[Row]) -> Paired:
-    """Compare two lists of rows of the same examples; a row without a score counts as wrong."""
-    ours = {row.example: row.score or 0.0 for row in rung}
-    theirs = {row.example: row.score or 0.0 for row in reference}
-    try:
-        return compare([ours[example] for example in theirs], list(theirs.values()))
-    except ValueError as error:
-        raise DataError(f"cannot compare the two evaluations: {error}") from None
-
-
-def _by_name(rungs: Sequence[Rung]) -> dict[str, Rung]:
-    if not rungs:
-        raise ConfigError("a report needs at least one rung")
-    by_name: dict[str, Rung] = {}
-    for rung in rungs:
-        if rung.name in by_name:
-            raise ConfigError(f"two rungs are called '{rung.name}'")
-        if not rung.rows:
-            raise DataError(f"rung '{rung.name}' has no rows: its evaluation did not finish")
-        by_name[rung.name] = rung
-    first = rungs[0]
-    asked = {row.example for row in first.rows}
-    for rung in rungs:
-        if len({row.example for row in rung.rows}) != len(rung.rows):
-            raise DataError(f"rung '{rung.name}' has two rows for one example")
-        odd = asked ^ {row.example for row in rung.rows}
-        if odd:
-            raise DataError(
-                f"rungs '{first.name}' ({len(asked)} examples) and '{rung.name}' ({len(rung.rows)}) answer different "
-                f"examples, for instance '{min(odd)}': a paired comparison needs the same ones"
-            )
-        if rung.rows[0].task != first.rows[0].task:
-            raise DataError(
-                f"rungs '{first.name}' and '{rung.name}' are of different tasks: {first.rows[0].task}, {rung.rows[0].task}"
-            )
-        if rung.against is not None and rung.against not in by_name:
-            raise ConfigError(f"rung '{rung.name}' is compared with '{rung.against}'{did_you_mean(rung.against, by_name)}")
-        if rung.against is not None and by_name[rung.against].oracle:
-            raise ConfigError(f"rung '{rung.name}' is compared with the oracle '{rung.against}': an oracle is no method")
-    return by_name
 
 
 def _facts(rung: Rung) -> dict[str, Any]:
@@ -121,6 +147,7 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "truncated_rate": told["truncated_rate"],
         "error_rate": told["error_rate"],
         "budget_rate": told["budget_rate"],
+        "measures": told["measures"],
         "per_query": told["per_query"],
         "usage": told["usage"],
         "spent": told["spent"],
@@ -151,16 +178,8 @@ def _totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def _difference(rung: Rung, reference: Rung, unit: str) -> dict[str, Any]:
-    pair = paired_rows(rung.rows, reference.rows)
-    return {
-        "against": reference.name,
-        "difference": pair.difference,
-        "ci95": list(pair.ci95),
-        "gained": pair.gained,
-        "lost": pair.lost,
-        "p": pair.p,
-        "reference_fixed": reference.fixed.flops if unit == "flops" else reference.fixed.usage.tokens,
-    }
+    fixed = reference.fixed.flops if unit == "flops" else reference.fixed.usage.tokens
+    return {**difference(rung, reference), "reference_fixed": fixed}
 
 
 def _ratio(facts: Mapping[str, Any], reference: Mapping[str, Any], unit: str) -> float | None:

@@ -22,17 +22,20 @@ def build_report(
     *,
     meta: Mapping[str, Any],
     notes: Sequence[str],
+    training: Sequence[Mapping[str, Any]] = (),
     trained: Sequence[Trained] = (),
 ) -> dict[str, Any]:
     """Compare the rungs on their common examples, write everything below `out` and return what `report.json` holds.
 
-    The first rung is what others are compared with unless they say `against`; oracle rungs are shown apart. Raises
-    `DataError` when rungs answer different examples, `ConfigError` for an unknown or repeated rung name.
+    The first rung of a task is what others of it are compared with unless they say `against`; oracle rungs are shown apart,
+    and so is what training kept and reached (`training`). Raises `DataError` when rungs of a task answer different examples,
+    `ConfigError` for an unknown or repeated rung name.
     """
-    report = analyse(title, rungs, meta=meta, notes=notes) | {"trained": trained_facts(trained)}
+    report = analyse(title, rungs, meta=meta, notes=notes, training=training) | {"trained": trained_facts(trained)}
     from .figures import draw_all  # matplotlib takes half a second
+    from .retention_figure import draw_retention
 
-    drawn = draw_all(report, out / "figures")
+    drawn = [*draw_all(report, out / "figures"), *draw_retention(report, out / "figures")]
     write_atomic(out / "report.md", _rendered("report.md.j2", report, drawn))
     write_atomic(out / "report.html", _rendered("report.html.j2", report, drawn))
     write_json(out / "report.json", report)
@@ -52,9 +55,9 @@ def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("accuracy", "duration", "interval", "percent", "points", "probability", "si"):
+    for name in ("accuracy", "duration", "interval", "percent", "points", "probability", "share", "si"):
         environment.filters[name] = getattr(words, name)
-    labels = {rung["name"]: rung["label"] for rung in report["rungs"]}
+    labels = {rung["name"]: rung["label"] for table in (report, *report["others"]) for rung in table["rungs"]}
     by_lever = {lever: [rung for rung in report["rungs"] if rung["lever"] == lever] for lever in LEVERS}
     return environment.get_template(template).render(
         report=report,
@@ -62,7 +65,7 @@ def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) ->
         labels=labels,
         levers=LEVERS,
         by_lever={lever: found for lever, found in by_lever.items() if any(rung["verdict"] for rung in found)},
-        unit=words.UNIT[report["unit"]],
+        UNIT=words.UNIT,
         facts=_flat(report["meta"]),
         trained=(COLUMNS, trained_rows(report["trained"])),
     )

@@ -14,7 +14,7 @@ from ..core.errors import DataError
 from ..ledger.store import Loaded, load_ledger
 from ..stats.paired import holm
 from ..stats.summary import summarise
-from .analysis import paired_rows
+from .together import paired_rows
 from .words import interval, percent, points, probability, si
 
 __all__ = ["compare_ledgers", "print_comparison"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import write_atomic
+from .alternatives import alt_cost, alt_gains, alt_ladder
 from .labels import place_labels
 from .rung import LEVERS
 from .words import MEASURABLE, UNIT, interval, percent, points, si
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Drawn", "draw_all", "figure_style", "si_ticks"]
+__all__ = ["Drawn", "draw", "draw_all", "figure_style", "row_axes", "si_ticks"]
 
 Facts = Mapping[str, Any]
 Draw = Callable[["Figure", Facts, bool], None]
@@ -52,24 +53,42 @@ class Drawn:
 def draw_all(report: Facts, folder: Path) -> list[Drawn]:
     """Write `<name>.png` and `<name>.svg` of every figure to `folder` and return their forms for the page."""
     unit = UNIT[report["unit"]]
-    figures: list[tuple[str, str, str, Draw]] = [
-        ("accuracy_by_cost", f"Accuracy against {unit} per query", _alt_cost(report), _accuracy_by_cost),
-        ("ladder", "Accuracy of every rung", _alt_ladder(report), _ladder),
-    ]
-    if len(report["rungs"]) > 1:
-        figures.append(("gains", "Gain over the rung it is compared with", _alt_gains(report), _gains))
+    figures: list[tuple[str, str, str, Draw]] = []
+    if report["others"]:
+        report = _together(report)
+    elif report["rungs"]:
+        figures.append(("accuracy_by_cost", f"Accuracy against {unit} per query", alt_cost(report), _accuracy_by_cost))
+    if report["rungs"]:
+        figures.append(("ladder", "Accuracy of every rung", alt_ladder(report), _ladder))
+    if any(rung["difference"] for rung in report["rungs"]):
+        figures.append(("gains", "Gain over the rung it is compared with", alt_gains(report), _gains))
+    return draw(figures, report, folder)
+
+
+def draw(figures: Sequence[tuple[str, str, str, Draw]], report: Facts, folder: Path) -> list[Drawn]:
+    """Write figures, each given by name, title, words and how it is drawn, and return their forms for the page."""
     drawn = []
-    for name, title, alt, draw in figures:
-        wide = _render(draw, report, narrow=False, kind="svg")
+    for name, title, alt, how in figures:
+        wide = _render(how, report, narrow=False, kind="svg")
         write_atomic(folder / f"{name}.svg", wide)
-        write_atomic(folder / f"{name}.png", _render(draw, report, narrow=False, kind="png"))
-        narrow = _render(draw, report, narrow=True, kind="svg")
+        write_atomic(folder / f"{name}.png", _render(how, report, narrow=False, kind="png"))
+        narrow = _render(how, report, narrow=True, kind="svg")
         parts = {
             "wide": inline_svg(wide.decode(), f"{name}-wide", alt),
             "narrow": inline_svg(narrow.decode(), f"{name}-narrow", alt),
         }
         drawn.append(Drawn(name=name, title=title, alt=alt, **parts))
     return drawn
+
+
+def _together(report: Facts) -> Facts:
+    """Return the rungs of all tasks as those of one report, each with its task in its label."""
+    tables = [report, *report["others"]]
+    shown = {
+        kind: [{**rung, "label": f"{table['task']}: {rung['label']}"} for table in tables for rung in table[kind]]
+        for kind in ("rungs", "oracles")
+    }
+    return {**report, **shown}
 
 
 def inline_svg(svg: str, prefix: str, alt: str) -> str:
@@ -159,7 +178,7 @@ def _accuracy_by_cost(figure: Figure, report: Facts, narrow: bool) -> None:
 
 def _ladder(figure: Figure, report: Facts, narrow: bool) -> None:
     shown = [*report["rungs"], *report["oracles"]]
-    axes = _rows(figure, shown, [rung["label"] for rung in shown], narrow)
+    axes = row_axes(figure, shown, [rung["label"] for rung in shown], narrow)
     for height, rung in enumerate(shown):
         colour, oracle = COLOUR[rung["lever"]], rung["lever"] == "oracle"
         looks: dict[str, Any] = {"color": PAPER, "edgecolor": colour, "hatch": "////"} if oracle else {"color": colour}
@@ -179,7 +198,7 @@ def _gains(figure: Figure, report: Facts, narrow: bool) -> None:
     names = {rung["name"]: rung["label"] for rung in report["rungs"]}
     shown = [rung for rung in report["rungs"] if rung["difference"]]
     labels = [f"{rung['label']}\nagainst {names[rung['difference']['against']]}" for rung in shown]
-    axes = _rows(figure, shown, labels, narrow)
+    axes = row_axes(figure, shown, labels, narrow)
     for height, rung in enumerate(shown):
         found = rung["difference"]
         bounds = [100 * bound for bound in found["ci95"]]
@@ -196,7 +215,7 @@ def _gains(figure: Figure, report: Facts, narrow: bool) -> None:
     _legend(figure, shown, narrow)
 
 
-def _rows(figure: Figure, shown: Sequence[Facts], labels: Sequence[str], narrow: bool) -> Axes:
+def row_axes(figure: Figure, shown: Sequence[Facts], labels: Sequence[str], narrow: bool) -> Axes:
     """Set up one row per rung, the first on top; narrow rows carry their label above instead of at the side."""
     figure.set_size_inches(NARROW if narrow else WIDE, (0.62 if narrow else 0.46) * len(shown) + 1.25)
     axes = figure.add_subplot()
@@ -273,24 +292,3 @@ def _balanced(label: str, width: int) -> str:
 def _short(number: str) -> str:
     """Drop decimals that are all zero: a tick is a round number."""
     return re.sub(r"\.0+(?= |$)", "", number)
-
-
-def _alt_cost(report: Facts) -> str:
-    unit = report["unit"]
-    told = "; ".join(f"{r['label']} {percent(r['accuracy'])} at {si(r['per_query'][unit])}" for r in report["rungs"])
-    return f"Scatter plot of accuracy against {UNIT[unit]} per query. {told}."
-
-
-def _alt_ladder(report: Facts) -> str:
-    told = "; ".join(
-        f"{r['label']} {percent(r['accuracy'])} {interval(r['ci95'])}" for r in (*report["rungs"], *report["oracles"])
-    )
-    return f"Bar chart of accuracy with 95% intervals. {told}."
-
-
-def _alt_gains(report: Facts) -> str:
-    shown = [rung for rung in report["rungs"] if rung["difference"]]
-    told = "; ".join(
-        f"{r['label']} {points(r['difference']['difference'])} {interval(r['difference']['ci95'])}" for r in shown
-    )
-    return f"Paired differences in percentage points with 95% intervals. {told}."

@@ -10,9 +10,9 @@ from ..core.errors import DataError
 from ..core.types import Cost
 from ..ledger.row import Row, Timing
 
-__all__ = ["LEVERS", "Lever", "Rung", "oracle_rows"]
+__all__ = ["APART", "LEVERS", "Lever", "Rung", "oracle_rows"]
 
-Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
+Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 LEVERS: dict[str, str] = {
     "prompting": "Prompting",
     "test-time": "Test-time scaling",
@@ -21,6 +21,7 @@ LEVERS: dict[str, str] = {
     "combined": "Levers combined",
     "oracle": "Oracle (pass@N)",
 }
+APART = ("retention", "diversity")  # rungs of no ladder: what training kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ class Rung:
     """One evaluation of the report.
 
     `fixed` is what had to be paid once (training, search, sampling of labels), `seconds` the wall-clock time of the
-    evaluation, `against` the name of the rung it is compared with (default: the first).
+    evaluation, `against` the name of the rung it is compared with (default: the first of its task), `texts` the replies to
+    each example where the report looks at them.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Rung:
     oracle: bool = False
     against: str | None = None
     note: str = ""
+    texts: Sequence[Sequence[str]] = ()
+    task: str = ""  # as the recipe calls it; default: the task's own name
+
+    @property
+    def asked(self) -> str:
+        """The task's name in the report."""
+        return self.task or self.rows[0].task
 
 
 def oracle_rows(rows: Sequence[Row]) -> tuple[Row, ...]:

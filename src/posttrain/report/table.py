@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .apart_table import print_retention, print_training
 from .rung import LEVERS
 from .trained import COLUMNS, trained_rows
 from .words import MEASURABLE, UNIT, duration, interval, percent, points, probability, si
@@ -26,22 +27,44 @@ _STYLE = {
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the ladder, what each lever brought, and when what was paid once has paid."""
-    console.print(f"[bold]{escape(report['title'])}[/]  [dim]n = {report['n']}[/]\n", highlight=False)
-    for parts in (["accuracy", "cost"],) if console.width >= 120 else (["accuracy"], ["cost"]):
-        console.print(_ladder(report, parts))
-    if report.get("trained"):
-        console.print(_trained(report["trained"], wide=console.width >= 120))
-    console.print("[dim]◆ no other rung is both cheaper per query and as accurate[/]")
-    if report["oracles"]:
+    """Print the ladder of each task, what each lever brought, when it has paid, and what training kept."""
+    steps = "" if report["others"] else report["steps"]
+    tables = [report, *report["others"]] if report["rungs"] else []
+    console.print(
+        f"[bold]{escape(report['title'])}[/]" + (f"  [dim]n = {report['n']}[/]" if len(tables) == 1 else "") + "\n",
+        highlight=False,
+    )
+    for table in tables:
+        if len(tables) > 1:
+            console.print(f"[bold]{escape(table['task'])}[/]  [dim]n = {table['n']}[/]", highlight=False)
+        _print_ladder(table, console)
+    if tables:
+        console.print("[dim]◆ no other rung is both cheaper per query and as accurate[/]")
+    if any(table["oracles"] for table in tables):
         console.print("[dim]Oracle rungs choose with the gold answer: what the samples hold, no method's accuracy.[/]")
-    console.print(f"\n[bold]{escape(report['headline'])}[/] {escape(report['steps'])}\n", highlight=False)
-    for rung in report["rungs"]:
+    console.print(f"\n[bold]{escape(report['headline'])}[/] {escape(steps)}\n", highlight=False)
+    for table in tables:
+        _print_verdicts(table, console)
+    print_retention(report, console)
+    if report["trained"]:
+        console.print(_trained(report["trained"], wide=console.width >= 120))
+    print_training(report, console)
+
+
+def _print_ladder(table: Mapping[str, Any], console: Console) -> None:
+    for parts in (["accuracy", "cost"],) if console.width >= 120 else (["accuracy"], ["cost"]):
+        console.print(_ladder(table, parts))
+    for sentence in table["measured"]:
+        console.print(f"[dim]{escape(sentence)}[/]", highlight=False)
+
+
+def _print_verdicts(table: Mapping[str, Any], console: Console) -> None:
+    for rung in table["rungs"]:
         if rung["verdict"]:
             mark = {True: "[green]+[/]", False: "[red]−[/]"}[rung["difference"]["difference"] > 0]
             mark = mark if rung["difference"]["p_holm"] < MEASURABLE else "[dim]·[/]"
             console.print(f" {mark} {escape(rung['verdict'])}", highlight=False)
-    for found in report["break_even"]:
+    for found in table["break_even"]:
         console.print(f" [cyan]=[/] {escape(found['sentence'])}", highlight=False)
 
 

@@ -44,7 +44,7 @@ def trained_rows(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         held = stage["held_out"]
         told = ""
         if held is not None:
-            before = held.get("first_loss")
+            before = held.get("start_loss")
             told = f"{before:.3f} → {held['best_loss']:.3f}" if before is not None else f"{held['best_loss']:.3f}"
         rows.append(
             (

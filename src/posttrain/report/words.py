@@ -9,15 +9,19 @@ from typing import Any
 __all__ = [
     "MEASURABLE",
     "accuracy",
+    "across",
     "break_even_sentence",
     "count",
     "duration",
+    "forgetting_sentence",
     "headline",
     "interval",
+    "measured",
     "percent",
     "points",
     "probability",
     "ratio",
+    "share",
     "si",
     "steps",
     "verdict",
@@ -31,6 +35,11 @@ UNIT = {"flops": "FLOPs", "tokens": "tokens"}
 def percent(share: float) -> str:
     """Return a share as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
+
+
+def share(value: float | None) -> str:
+    """Return a share between 0 and 1 with two decimals, a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def interval(bounds: Sequence[float]) -> str:
@@ -142,6 +151,46 @@ def steps(rungs: Sequence[Mapping[str, Any]]) -> str:
         listed = "; ".join(f"{rung['label']} {points(rung['difference']['difference'])}" for rung in found)
         told += [f"{name}: {listed}."] if found else []
     return " ".join(told)
+
+
+def across(tables: Sequence[Mapping[str, Any]]) -> str:
+    """Return the finding over several tasks: on which of them something gained or lost measurably."""
+    told = []
+    for name, sign in (("Measurable gains", 1), ("Measurable losses", -1)):
+        found = [
+            f"{table['task']} ({rung['label']} {points(rung['difference']['difference'])})"
+            for table in tables
+            for rung in table["rungs"][1:]
+            if rung["difference"]["p_holm"] < MEASURABLE and sign * rung["difference"]["difference"] > 0
+        ]
+        told += [f"{name}: {'; '.join(found)}."] if found else []
+    return f"{len(tables)} tasks. " + (" ".join(told) or "No measurable difference on any of them.")
+
+
+def measured(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a task measures beside accuracy, rung by rung."""
+    return [
+        f"{rung['label']}: "
+        + "; ".join(
+            f"{name} {percent(found['value'])} {interval(found['ci95'])}" for name, found in rung["measures"].items()
+        )
+        + "."
+        for rung in rungs
+        if rung["measures"]
+    ]
+
+
+def forgetting_sentence(found: Mapping[str, Any]) -> str:
+    """Return how much a model forgot (or gained) on general tasks, and whether that is beyond doubt."""
+    low, high = found["ci95"]
+    lost, most = found["forgetting"] >= 0, found["most"]
+    bounds = [low, high] if lost else [-high, -low]
+    text = (
+        f"{found['model']} {'forgot' if lost else 'gained'} {abs(100 * found['forgetting']):.1f} points {interval(bounds)}"
+    )
+    text += "" if bounds[0] > 0 else ", not measurably," if found["forgetting"] else ""
+    text += f" in the mean of {found['tasks']} general task" + ("s" if found["tasks"] > 1 else "")
+    return text + (f", most on {most['task']} ({points(-most['forgetting'])})." if most["forgetting"] > 0 else ".")
 
 
 def break_even_sentence(

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.special import ndtri
 
-__all__ = ["bootstrap", "wilson"]
+__all__ = ["bootstrap", "ratio", "wilson"]
 
 
 def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -30,6 +30,22 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, flo
     low = 0.0 if successes == 0 else max(0.0, centre - half)  # exact at the ends, where rounding leaves 1e-18
     high = 1.0 if successes == n else min(1.0, centre + half)
     return low, high
+
+
+def ratio(parts: Sequence[tuple[float, float]], *, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of Σ right / Σ of over clusters (right_i, of_i), whose parts may hang together.
+
+    Wilson's, with the effective number p(1−p)/s² in place of n: s² = Σ (right_i − p of_i)² / (Σ of)², p the ratio. Where
+    every cluster agrees it is the number of clusters; clusters of one part give Wilson's interval itself.
+    Source: Kish and Frankel 1974, JRSS B 36 (variance of a ratio, design effect).
+    """
+    right, of = math.fsum(r for r, _ in parts), math.fsum(n for _, n in parts)
+    if not of:
+        return 0.0, 1.0
+    p = right / of
+    variance = math.fsum((r - p * n) ** 2 for r, n in parts) / of**2
+    effective = max(round(p * (1 - p) / variance), 1) if variance > 1e-15 else len(parts)
+    return wilson(p * effective, effective, level=level)
 
 
 def bootstrap(

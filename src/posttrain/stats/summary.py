@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..core.errors import DataError
 from ..core.types import Cost, Usage
-from .intervals import wilson
+from .intervals import ratio, wilson
 
 __all__ = ["Graded", "Paid", "Summary", "summarise"]
 
@@ -58,6 +58,9 @@ class Summary:
     budget_rate: float  # the budget ended the method, or kept it from drawing all it asked for
     usage: Mapping[str, Mapping[str, float]]  # cold counts by role
     cost: Cost
+    measures: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # what the task measures beside: name -> value, ci95
 
     @property
     def flops_known(self) -> bool:
@@ -102,6 +105,7 @@ class Summary:
             },
             "flops": flops,
             "seconds": self.cost.seconds,
+            "measures": {name: dict(found) for name, found in self.measures.items()},
         }
 
 
@@ -130,7 +134,24 @@ def summarise(rows: Sequence[Graded], timings: Sequence[Paid] = (), *, seconds: 
         budget_rate=sum(row.trace.get("budget") == "spent" for row in rows) / len(rows),
         usage=_by_role(rows),
         cost=_total(rows, timings, seconds),
+        measures=_measures(rows),
     )
+
+
+def _measures(rows: Sequence[Graded]) -> dict[str, dict[str, Any]]:
+    """Return Σ right / Σ of per measure, with an interval that takes the parts of one example as a cluster."""
+    parts: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, (right, of) in row.trace.get("measures", {}).items():
+            parts.setdefault(name, []).append((right, of))
+    return {
+        name: {
+            "value": math.fsum(right for right, _ in found) / (of := math.fsum(n for _, n in found)),
+            "ci95": list(ratio(found)),
+            "of": int(of),
+        }
+        for name, found in parts.items()
+    }
 
 
 def _by_role(rows: Sequence[Graded]) -> dict[str, dict[str, float]]:

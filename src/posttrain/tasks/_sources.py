@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["SPLITS", "row_sources"]
+__all__ = ["SPLITS", "only", "row_sources", "splits_in"]
 
 SPLITS = ("train", "validation", "test")
 Rows = Sequence[Mapping[str, Any]]
@@ -46,6 +46,29 @@ def row_sources(
             f"{place}: no test.jsonl or {name}_test.jsonl (or train, validation; or {', '.join(_SUFFIXES[1:])}) here"
         )
     return {split: partial(_read, file, split) for split, file in files.items()}
+
+
+def splits_in(sources: Mapping[str, Callable[[], Rows]], column: str, name: str) -> dict[str, Callable[[], Rows]]:
+    """Return the splits that a column of a single source's rows names: train, validation and test."""
+    if len(sources) != 1:
+        return dict(sources)
+    (read,) = sources.values()
+    return {split: only({split: read}, {column: split}, name)[split] for split in SPLITS}
+
+
+def only(sources: Mapping[str, Callable[[], Rows]], wanted: Mapping[str, Any], name: str) -> dict[str, Callable[[], Rows]]:
+    """Return sources of the rows whose columns have the wanted values (one, or one of a list)."""
+
+    def kept(read: Callable[[], Rows]) -> Rows:
+        rows = read()
+        for column in wanted:
+            if not any(column in row for row in rows):
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                raise DataError(f"task '{name}': no row has a column '{column}'{did_you_mean(column, columns)}")
+        values = {column: {str(v) for v in (v if isinstance(v, list) else [v])} for column, v in wanted.items()}
+        return [row for row in rows if all(str(row.get(column)) in value for column, value in values.items())]
+
+    return {split: partial(kept, read) for split, read in sources.items()}
 
 
 def _place(text: str, folder: Path | None) -> Path | str:

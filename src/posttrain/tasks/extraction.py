@@ -7,7 +7,7 @@ Order, first what applies:
    the last one with something to read. When a marker stands there with nothing readable behind it (the text was cut),
    there is no answer: numbers elsewhere are in the middle of a thought.
 3. Without a marker: the last number for `number`, a lone letter for `choice`, a reply of one line for `line`,
-   the whole text for `text`.
+   the label that the reply begins with for `label`, the whole text for `text`.
 
 Behind a marker a number is read after the last "=" if there is one ("Answer: 34 + 5 = 39"), else it is the first one
 ("The answer is 12 apples in 3 boxes").
@@ -16,7 +16,7 @@ Behind a marker a number is read after the last "=" if there is one ("Answer: 34
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ..core.errors import ConfigError
@@ -25,7 +25,7 @@ from .numerals import find_numbers, plain
 __all__ = ["Extractor", "Kind", "extractor", "marked", "strip_thinking"]
 
 Extractor = Callable[[str], str | None]
-Kind = Literal["number", "choice", "boxed", "regex", "last_line", "line", "block", "text"]
+Kind = Literal["number", "choice", "boxed", "regex", "last_line", "line", "block", "text", "label"]
 
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _COLON = re.compile(r"(?:\banswer\b|\bANSWER\b)(?:\s+is)?\s*\**\s*[:：]\s*\**[ \t]*", re.IGNORECASE)
@@ -192,14 +192,37 @@ def _regex(pattern: str) -> Extractor:
     return extract
 
 
-def extractor(kind: Kind, *, pattern: str = "", letters: str = "ABCDE") -> Extractor:
+def _label(labels: Sequence[str], *, other: bool) -> Extractor:
+    """Read the label that an answer begins with, "(A)" also without brackets; with `other` any other line is an answer."""
+    spelled = [
+        rf"\(?{label[1]}(?:[).:,]|\s*$)" if re.fullmatch(r"\([A-Z]\)", label) else rf"{re.escape(label)}(?!\w)"
+        for label in labels
+    ]
+    begins = re.compile(r"[\s\"'*`]*(?:" + "|".join(f"({pattern})" for pattern in spelled) + ")", re.IGNORECASE)
+
+    def first(content: str) -> str | None:
+        match = begins.match(_undress(content))
+        return None if match is None or match.lastindex is None else labels[match.lastindex - 1]
+
+    def extract(text: str) -> str | None:
+        contents = marked(text)
+        if not contents:
+            return first(text) or (_line(text) if other else None)
+        readable = [found for content in contents if (found := first(content) or (_undress(content) if other else None))]
+        return readable[-1] if readable else None
+
+    return extract
+
+
+def extractor(kind: Kind, *, pattern: str = "", letters: str = "ABCDE", labels: Sequence[str] = ()) -> Extractor:
     """Return the named extractor; thinking is stripped first.
 
     Args:
         kind: `number`, `choice`, `boxed`, `regex`, `last_line`, `line` (a marked or the only line), `block` (may span
-            lines), `text` (all of it).
+            lines), `label` (one of `labels`), `text` (all of it).
         pattern: the regular expression of `regex`: its first group (or the whole match) of the last match.
         letters: the letters that `choice` accepts.
+        labels: the answers of `label`; with `line` those that are read alone from a line that begins with one.
     """
     readers: dict[str, Extractor] = {
         "number": _number,
@@ -209,7 +232,10 @@ def extractor(kind: Kind, *, pattern: str = "", letters: str = "ABCDE") -> Extra
         "block": _block,
         "text": lambda text: text.strip() or None,
     }
-    read = _regex(pattern) if kind == "regex" else _choice(letters) if kind == "choice" else readers[kind]
+    if kind == "label" or (labels and kind == "line"):
+        read = _label(labels, other=kind == "line")
+    else:
+        read = _regex(pattern) if kind == "regex" else _choice(letters) if kind == "choice" else readers[kind]
 
     def extract(text: str) -> str | None:
         visible = strip_thinking(text)

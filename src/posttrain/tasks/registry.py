@@ -12,21 +12,25 @@ from ..core.specs import parse
 __all__ = ["list_tasks", "load_task"]
 
 _GYM = "reasoning_gym/"
-_BENCHMARKS = {"gsm8k": "grade-school word problems; hub id openai/gsm8k, or --data FILE"}
+_NAMED = {
+    "gsm8k": "grade-school word problems; hub id openai/gsm8k, or --data FILE",
+    "ifeval": "instructions that a program can check; hub id google/IFEval, or --data FILE",
+}
 
 
 def list_tasks() -> list[tuple[str, str]]:
     """Return (name, description) of every task that can be named."""
     from .reasoning_gym import generators
 
-    return [*_BENCHMARKS.items(), *((_GYM + name, about) for name, about in generators().items())]
+    return [*_named().items(), *((_GYM + name, about) for name, about in generators().items())]
 
 
 def load_task(ref: str, *, data: str | Path | None = None, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Task:
     """Return the task that `ref` names.
 
     Args:
-        ref: `reasoning_gym/<generator>:parameter=value`, a benchmark's name (`gsm8k`), or the path of a task's YAML file.
+        ref: `reasoning_gym/<generator>:parameter=value`, a benchmark's name (`gsm8k`; of most also some of the rows:
+            `mmlu:subject=anatomy`, `bbh:task=[navigate,snarks]`), or the path of a task's YAML file.
         data: for benchmarks and YAML tasks, where the rows are: a file, a folder with train.* and test.*, a hub id, or
             `train=FILE,test=FILE`.
         seed: for generated tasks, which examples are made.
@@ -51,12 +55,29 @@ def load_task(ref: str, *, data: str | Path | None = None, seed: int = 0, sizes:
 
         _refuse(ref, sizes=sizes, parameters=spec.params or None)
         return load_gsm8k(data)
+    if spec.name == "ifeval":
+        from .ifeval import Ifeval
+
+        _refuse(ref, sizes=sizes, parameters=spec.params or None)
+        return Ifeval(data)
+    if spec.name in _named():
+        from .user import load_benchmark
+
+        _refuse(ref, sizes=sizes)
+        return load_benchmark(spec.name, spec.params, data=data)
     names = [name for name, _ in list_tasks()]
     raise ConfigError(f"unknown task '{ref}'{did_you_mean(spec.name, names) if '/' in ref else _choices()}")
 
 
+def _named() -> dict[str, str]:
+    """Return the benchmarks: those with a file of their own, and those that a YAML file of the package describes."""
+    from .user import BENCHMARKS, benchmark_about
+
+    return _NAMED | {path.stem: benchmark_about(path) for path in sorted(BENCHMARKS.glob("*.yaml"))}
+
+
 def _choices() -> str:
-    return f"; choose {', '.join(_BENCHMARKS)}, {_GYM}<generator>, or the path of a task's YAML file"
+    return f"; choose {', '.join(_named())}, {_GYM}<generator>, or the path of a task's YAML file"
 
 
 def _refuse(ref: str, **given: object) -> None:

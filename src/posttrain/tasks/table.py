@@ -44,7 +44,8 @@ class Table:
         name: the task's name.
         sources: split -> function that reads its rows (called on first use).
         columns: where the parts are.
-        extract: the named extractor of `extraction.extractor`; `pattern` belongs to `regex`.
+        extract: the named extractor of `extraction.extractor`; `pattern` belongs to `regex`,
+            `labels` to `label` and `line`.
         grade: "exact" (text, ignoring case, spaces and a full stop), "number" (value), "maths" (expressions), "choice"
             (letter).
         instruction: how to give the answer, added to each question.
@@ -62,6 +63,7 @@ class Table:
         instruction: str,
         max_tokens: int,
         pattern: str = "",
+        labels: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.instruction = instruction
@@ -69,9 +71,12 @@ class Table:
         self._sources = dict(sources)
         self._columns = columns
         self._grade: Grade = grade
-        self._settings = [_VERSION, name, extract, pattern, grade, instruction, max_tokens]
+        self._settings: list[Any] = [_VERSION, name, extract, pattern, grade, instruction, max_tokens]
         self._kind: Kind = extract
         self._pattern = pattern
+        self._labels = tuple(labels)
+        if labels:  # later than tasks without, whose versions stay as they were
+            self._settings.append(list(labels))
         if extract != "choice":
             self._reader  # noqa: B018  (a broken pattern is said now, not at the first reply)
         self._splits: dict[str, tuple[Example, ...]] = {}
@@ -127,7 +132,7 @@ class Table:
         if self._kind == "choice":  # only as many letters as there are choices: "I" is a letter of nine, else a word
             split = next(split for split in ("test", "validation", "train") if split in self._sources)
             letters = LETTERS[: max(len(example.choices) or 5 for example in self.examples(split))]
-        return extractor(self._kind, pattern=self._pattern, letters=letters)
+        return extractor(self._kind, pattern=self._pattern, letters=letters, labels=self._labels)
 
     def _example(self, row: Row, at: int) -> Example:
         columns = self._columns

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..core.config import Strict, load_yaml
 from ..core.errors import ConfigError
-from ._sources import SPLITS, row_sources
+from ..core.specs import Spec, format_spec
+from ._sources import SPLITS, only, row_sources, splits_in
 from .extraction import Kind
 from .table import Columns, Grade, Table
 
-__all__ = ["TaskFile", "load_user_task"]
+__all__ = ["BENCHMARKS", "TaskFile", "benchmark_about", "load_benchmark", "load_user_task"]
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"  # tasks that ship with the package
 
 _INSTRUCTIONS: dict[str, str] = {
     "number": 'Finish with a line "Answer: " followed by the final answer as a number.',
     "choice": 'Finish with a line "Answer: " followed by the letter of the right choice.',
     "boxed": "Put the final answer in \\boxed{}.",
     "line": 'Finish with a line "Answer: " followed by the final answer.',
+    "label": 'Finish with a line "Answer: " followed by {labels}.',
 }
 
 
@@ -41,19 +46,23 @@ class TaskFile(Strict):
     """The keys of a task's YAML file.
 
     `question` is a column or a format string ("{context} {question}"); `extract` one of number, choice, boxed, line,
-    last_line, text, or {regex: PATTERN}; `grade` one of exact, number, maths, choice. Paths are relative to the YAML file.
+    label, last_line, text, or {regex: PATTERN}; `grade` one of exact, number, maths, choice. Paths are relative to the
+    YAML file.
     """
 
     name: str
+    about: str = ""
     data: str | None = None
     splits: Splits | None = None
+    split: str | None = None  # of one file, the column that says which split a row belongs to
     question: str = "question"
     answer: str = "answer"
     rationale: str | None = None
     choices: str | None = None
     id: str | None = None
     instruction: str | None = None
-    extract: Literal["number", "choice", "boxed", "line", "last_line", "text"] | Regex = "line"
+    extract: Literal["number", "choice", "boxed", "line", "label", "last_line", "text"] | Regex = "line"
+    labels: list[str] = Field(default_factory=list)  # of `extract: label`, or what `line` shortens a line to
     grade: Grade = "exact"
     max_tokens: int = 512
 
@@ -63,13 +72,27 @@ class TaskFile(Strict):
             raise ValueError("give either 'data' or 'splits', not both")
         if (self.grade == "choice") != (self.extract == "choice"):
             raise ValueError("'extract: choice' and 'grade: choice' belong together")
+        if (self.extract == "label") > bool(self.labels) or (self.labels and self.extract not in ("label", "line")):
+            raise ValueError("'extract: label' needs 'labels', a list, and only 'label' and 'line' take them")
         if self.max_tokens < 1:
             raise ValueError("'max_tokens' must be at least 1")
         return self
 
 
-def load_user_task(path: Path, *, data: str | Path | None = None) -> Table:
-    """Return the task that a YAML file describes; `data` replaces where its rows come from."""
+def load_benchmark(name: str, wanted: Mapping[str, Any], *, data: str | Path | None = None) -> Table:
+    """Return a task that ships with the package; `wanted` keeps the rows whose columns have these values."""
+    if data is None:
+        raise ConfigError(f"task '{name}': say where its rows are with --data (in a recipe: data), a file or a hub id")
+    return load_user_task(BENCHMARKS / f"{name}.yaml", data=data, wanted=wanted)
+
+
+def benchmark_about(path: Path) -> str:
+    """Return what a task that ships with the package says of itself."""
+    return load_yaml(TaskFile, path).about
+
+
+def load_user_task(path: Path, *, data: str | Path | None = None, wanted: Mapping[str, Any] | None = None) -> Table:
+    """Return the task that a YAML file describes; `data` replaces where its rows come from, `wanted` keeps some of them."""
     file = load_yaml(TaskFile, path)
     if data is not None:
         sources = row_sources(data, name=file.name)
@@ -82,16 +105,25 @@ def load_user_task(path: Path, *, data: str | Path | None = None) -> Table:
         raise ConfigError(
             f"{path}: say where the rows are: 'data: FILE', 'splits: {{train: FILE, test: FILE}}' or --data FILE"
         )
+    if file.split is not None:
+        sources = splits_in(sources, file.split, file.name)
     kind: Kind = "regex" if isinstance(file.extract, Regex) else file.extract
+    instruction = _INSTRUCTIONS.get(kind, "").replace("{labels}", _listed(file.labels))
     return Table(
-        file.name,
-        sources,
+        format_spec(Spec(file.name, wanted or {})),
+        only(sources, wanted, file.name) if wanted else sources,
         columns=Columns(
             question=file.question, answer=file.answer, rationale=file.rationale, choices=file.choices, id=file.id
         ),
         extract=kind,
         pattern=file.extract.regex if isinstance(file.extract, Regex) else "",
+        labels=file.labels,
         grade=file.grade,
-        instruction=_INSTRUCTIONS.get(kind, "") if file.instruction is None else file.instruction,
+        instruction=instruction if file.instruction is None else file.instruction,
         max_tokens=file.max_tokens,
     )
+
+
+def _listed(labels: list[str]) -> str:
+    """Return "a, b or c"."""
+    return " or ".join([", ".join(labels[:-1]), labels[-1]]) if len(labels) > 1 else "".join(labels)

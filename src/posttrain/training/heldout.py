@@ -69,6 +69,7 @@ class HeldOut:
     items: Sequence[Any]
     every: int  # optimiser steps
     patience: int
+    start: bool = False  # evaluate before the first step
     folder: Path
     key: str
     also_trained: int = 0  # of the rows, those whose question is trained on too
@@ -83,9 +84,8 @@ class HeldOut:
         return bool(self.patience) and self.waited >= self.patience
 
     def before(self, learner: Learner) -> None:
-        """Evaluate the start, so that what training brought is a number; the start is no candidate for the best step."""
-        if not self.losses:
-            self.losses[0] = learner.evaluate(self.items)["loss"]
+        """Evaluate the start; it is told, and no candidate for the best."""
+        self.losses[0] = learner.evaluate(self.items)["loss"]
 
     def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
         """Evaluate when it is due after `step` steps (and at the end); returns measures named `eval_…`, or nothing."""
@@ -138,7 +138,7 @@ class HeldOut:
         return {
             "rows": len({item.row for item in self.items}),
             "also_trained": self.also_trained,
-            "first_loss": self.losses.get(0),
+            **({"start_loss": self.losses[0]} if 0 in self.losses else {}),
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "last_step": last,

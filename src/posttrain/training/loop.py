@@ -70,7 +70,7 @@ def fit(
         if samples is not None:
             stack.callback(samples.close)
             samples.begin(learner, done)
-        if held_out is not None and not done:
+        if held_out is not None and held_out.start and not done:
             held_out.before(learner)
         advance = stack.enter_context(progress(description, total, unit="step", start=done))
         for step in range(done, total):

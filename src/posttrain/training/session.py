@@ -172,7 +172,7 @@ class Session:
         flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
         if held_out is not None:
             once = sum(objective.work(item, backward=False).flops for item in held_out.items)
-            flops += (1 + -(-steps // held_out.every)) * once
+            flops += (-(-steps // held_out.every) + held_out.start) * once
         found = replace(
             estimate(sizes), steps=steps, seconds=flops / speed / rank_and_world()[1],
             free=free_memory(loaded.device),
@@ -194,7 +194,7 @@ class Session:
         return HeldOut(
             also_trained=common,
             items=held, every=self.loop.eval_every or steps_per_epoch(len(trained), self.method.batch_size),
-            patience=self.loop.patience, folder=self.out / "best", key=self.key,
+            patience=self.loop.patience, start=self.loop.eval_start, folder=self.out / "best", key=self.key,
         )  # fmt: skip
 
     def _samples(self, generate: Generate | None) -> Samples | None:

@@ -16,7 +16,17 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 # What does not decide the result may change between a kill and a resume, so it is no part of a run's key.
 NEUTRAL = frozenset(
-    {"activation_checkpointing", "keep", "explode", "track", "sample_every", "sample_data", "sample_count", "sample_tokens"}
+    {
+        "activation_checkpointing",
+        "eval_start",
+        "keep",
+        "explode",
+        "track",
+        "sample_every",
+        "sample_data",
+        "sample_count",
+        "sample_tokens",
+    }
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
 LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
@@ -32,6 +42,7 @@ class LoopSettings:
     eval_data: str | None = None  # file of held-out rows
     eval_share: float = 0.0  # or: share of the rows that is held out
     eval_every: int = 0  # optimiser steps; 0: after each epoch
+    eval_start: bool = False  # before the first step too
     patience: int = 0  # evaluations without a better one until training stops; 0: never
     keep: int = 1  # saved training states
     explode: float = 0.0  # stop when loss or gradient norm is that many times its running median; 0: off
@@ -68,7 +79,7 @@ class LoopSettings:
                 raise ConfigError(f"{name}: {field} = {getattr(self, field)} is out of range")
         if self.eval_data is not None and self.eval_share:
             raise ConfigError(f"{name}: eval_data and eval_share both name held-out rows: give one of them")
-        for field in ("eval_every", "patience"):
+        for field in ("eval_every", "eval_start", "patience"):
             if getattr(self, field) and not self.evaluates:
                 raise ConfigError(f"{name}: {field} needs held-out rows: set eval_share (0.05, say) or eval_data (a file)")
         if self.sample_every and self.sample_data is None and not self.evaluates:

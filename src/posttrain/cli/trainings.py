@@ -1,0 +1,73 @@
+"""What a run's training stages reached on held-out rows, and what the model replied on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.files import read_json
+from ..pipeline.stages import Workshop
+
+__all__ = ["trainings"]
+
+_PROMPTS, _LETTERS = 3, 400  # of the report's samples; all of them are in the stage's samples.jsonl
+
+
+def trainings(shop: Workshop) -> list[dict[str, Any]]:
+    """Return the held-out losses and samples of every training stage that has any."""
+    found = []
+    for stage in shop.recipe.stages:
+        if stage.train is None:
+            continue
+        folder = shop.done[stage.name].folder
+        facts = read_json(folder / "checkpoint" / "posttrain.json").get("evaluation")
+        samples = _samples(folder / "samples.jsonl")
+        if facts or samples:
+            sentence = _sentence(facts) if facts else "replies during training, without held-out rows."
+            found.append(
+                {"name": stage.name, "label": stage.label or stage.name, "method": stage.train.method, "held_out": facts}
+                | {"losses": _losses(folder / "metrics.jsonl"), "sentence": sentence, "samples": samples}
+            )
+    return found
+
+
+def _sentence(facts: Mapping[str, Any]) -> str:
+    """Return the losses as nats a token and as perplexities."""
+
+    def told(loss: float) -> str:
+        return f"{loss:.3f} (perplexity {math.exp(loss):.1f})" if loss < 50 else f"{loss:.3f}"
+
+    before = f"{told(facts['start_loss'])} before training, " if "start_loss" in facts else ""
+    best = f"{told(facts['best_loss'])} at step {facts['best_step']}, whose weights were kept"
+    last = f"; {told(facts['last_loss'])} at the end, step {facts['last_step']}" * (facts["last_step"] > facts["best_step"])
+    return f"loss on {facts['rows']} held-out rows: {before}{best}{last}."
+
+
+def _losses(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [{"step": line["step"], "loss": line["eval_loss"]} for line in lines if "eval_loss" in line]
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """Return for the first prompts what was asked last, and the replies at the first and at the last step."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_prompt.setdefault(json.dumps(line["messages"]), []).append(line)
+    return [
+        {
+            "asked": _short(replies[0]["messages"][-1]["content"]),
+            "replies": [
+                {"step": each["step"], "text": _short(each["reply"])} for each in {0: replies[0], 1: replies[-1]}.values()
+            ],
+        }
+        for replies in list(by_prompt.values())[:_PROMPTS]
+    ]
+
+
+def _short(text: str) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= _LETTERS else joined[:_LETTERS].rstrip() + " …"

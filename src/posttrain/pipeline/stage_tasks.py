@@ -1,0 +1,67 @@
+"""Which task a stage answers, and which of its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.errors import ConfigError
+from ..core.protocols import Task
+from ..core.seeds import rng
+from ..core.types import Example
+from .recipe import EvalStage, Recipe, StageConfig, TaskUse
+
+__all__ = ["StageTasks"]
+
+
+class StageTasks:
+    """The tasks of a recipe's stages, each loaded once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._loaded: dict[str | None, Task] = {}
+
+    def needed(self, stage: StageConfig) -> bool:
+        """Whether a stage asks a task's questions; what trains, reads rows or mixes them does not."""
+        if stage.data is None:
+            return stage.train is None
+        source = None if stage.data.source is None else self._recipe.stage(stage.data.source)
+        return stage.data.maker is not None and (source is None or source.data is None)
+
+    def of(self, stage: StageConfig) -> Task:
+        """Return a stage's task: its own, that of the evaluation whose samples it takes, or the recipe's.
+
+        Raises `ConfigError` when there is none.
+        """
+        name = getattr(stage.eval or stage.data, "task", None)
+        if stage.data is not None and stage.data.source is not None:
+            source = self._recipe.stage(stage.data.source)
+            name = source.eval.task if source.eval is not None else None
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, stage.name)
+        return self._loaded[name]
+
+    def examples(self, stage: StageConfig, config: EvalStage) -> Sequence[Example]:
+        """Return what an evaluation answers: the first examples of its split, or as many drawn by the seed, in order."""
+        task = self.of(stage)
+        found = task.examples(config.split)
+        if config.draw is None:
+            return found[: config.limit]
+        if config.draw > len(found):
+            raise ConfigError(
+                f"stage '{stage.name}': draw is {config.draw}, and the {config.split} split of {task.name} has {len(found)} "
+                "examples: draw fewer"
+            )
+        drawn = rng(self._recipe.seed, "draw", config.split).sample(range(len(found)), config.draw)
+        return [found[i] for i in sorted(drawn)]
+
+    def _load(self, name: str | None, stage: str) -> Task:
+        from ..tasks.registry import load_task
+
+        recipe = self._recipe
+        if name is not None:
+            use = recipe.tasks.get(name) or TaskUse(task=name)
+        elif recipe.task is not None:
+            use = TaskUse(task=recipe.task, data=recipe.data, examples=recipe.examples)
+        else:
+            raise ConfigError(f"stage '{stage}' has no task: name one in the stage or in the recipe")
+        return load_task(use.task, data=use.data, seed=recipe.seed, sizes=use.examples or None)
