@@ -307,3 +307,18 @@ def test_a_run_that_fails_at_its_export_after_stopping_early_trains_no_further(s
     made = method(start, demonstrations(20), tmp_path / "run", seed=3)
     same(weights(made), weights(expected), rtol=0, atol=0)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_the_start_is_evaluated_and_changes_nothing(start, tmp_path):
+    data = demonstrations(20)
+    plain = SFT(start, data, tmp_path / "plain", seed=3)
+    made = replace(SFT, eval_start=True)(start, data, tmp_path / "start", seed=3)
+    same(weights(plain), weights(made), rtol=0, atol=0)
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "start")
+    without, told = facts(plain)["evaluation"], facts(made)["evaluation"]
+    held = [data[i] for i in sorted(split_by_question(data, 0.3, 3))]
+    assert told.pop("start_loss") == pytest.approx(token_mean_loss(start.path, held), rel=1e-5)
+    assert told == without
+    assert made.cost.flops > plain.cost.flops
+    with pytest.raises(ConfigError, match="eval_start needs held-out rows"):
+        Sft(eval_start=True)(start, data, tmp_path / "none", seed=3)
