@@ -16,7 +16,17 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 # What does not decide the result may change between a kill and a resume, so it is no part of a run's key.
 NEUTRAL = frozenset(
-    {"activation_checkpointing", "keep", "explode", "track", "sample_every", "sample_data", "sample_count", "sample_tokens"}
+    {
+        "activation_checkpointing",
+        "keep",
+        "explode",
+        "track",
+        "sample_every",
+        "sample_data",
+        "sample_count",
+        "sample_tokens",
+        "sharding",
+    }
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
 LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
@@ -40,6 +50,7 @@ class LoopSettings:
     sample_data: str | None = None  # file of prompts; default: held-out rows
     sample_count: int = 4  # prompts
     sample_tokens: int = 128  # of a reply, at most
+    sharding: Literal["off", "full"] = "off"  # of weights, gradients and optimiser over processes (FSDP2)
 
     @classmethod
     def of(cls, method: Any) -> LoopSettings:
