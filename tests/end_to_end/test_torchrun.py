@@ -85,7 +85,7 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(tiny: Path, rows: Pa
     assert done.returncode != 0
     assert done.stderr.count("row 3: cannot be read here; mend it") == 1
     assert "error: row 3: cannot be read here; mend it\n" in done.stderr
-    assert seconds < 60
+    assert seconds < 200
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
@@ -124,7 +124,7 @@ def test_killed_in_two_sharded_processes_goes_on_in_one(tiny: Path, rows: Path, 
     assert done.returncode != 0
     assert done.stderr.count("error: another process of this run has ended without a word") <= 1  # torchrun may be faster
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
-    assert seconds < 60
+    assert seconds < 200
     alone = [sys.executable, "-m", "posttrain", "train", f"CutSft@cut.py:{settings}", *given]
     subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -150,7 +150,7 @@ def test_an_error_in_all_processes_is_told_once(
     done, seconds = torchrun(*given, cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count(sentence) == 1, done.stderr
-    assert seconds < 60
+    assert seconds < 200
 
 
 RECIPE = {

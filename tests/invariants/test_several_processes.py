@@ -34,7 +34,7 @@ SFT = Sft(**SHARED, weight_decay=0.01, clip=0.5)
 LORA = replace(SFT, adapter="lora", rank=4)
 DPO = Dpo(**SHARED)
 HELD = replace(SFT, eval_share=0.3, eval_every=1)
-TOLERANCE = {"rel": 2e-3, "abs": 1e-5}  # of a float32 loss, as docs/training.md states it
+TOLERANCE = {"rel": 1e-5, "abs": 1e-5}  # of float32 measures, as docs/training.md states it
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def follow(a, b):
     assert len(first) == len(second) > 1
     for line, other in zip(first, second, strict=True):
         assert line == pytest.approx(other, **TOLERANCE)
-    same(weights(a), weights(b), rtol=1e-2, atol=1e-3)
+    same(weights(a), weights(b), rtol=1e-3, atol=1e-4)
 
 
 FULL = {"sft": SFT, "sft_lora": LORA, "dpo_recomputed": replace(DPO, activation_checkpointing=True), "held_out": HELD}
@@ -89,13 +89,18 @@ def others(start):
         "ia3": Sft(**{**shared, "lr": 1e-1}, adapter="ia3"),
         "dora": Sft(**shared, adapter="dora", rank=4),
         "bottleneck": Sft(**shared, adapter="bottleneck", width=3),
+        "prefix": Sft(**shared, adapter="prefix"),
+        "prompt": Sft(**shared, adapter="prompt"),
         "lora_recomputed": replace(LORA, sharding="full", activation_checkpointing=True),
         "dpo_lora": Dpo(**shared, adapter="lora", rank=4),
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["distill", "preference_sft", "ia3", "dora", "bottleneck", "lora_recomputed", "dpo_lora"])
+@pytest.mark.parametrize(
+    "name",
+    ["distill", "preference_sft", "ia3", "dora", "bottleneck", "prefix", "prompt", "lora_recomputed", "dpo_lora"],
+)
 def test_every_trainer_and_adapter_that_is_not_refused_is_sharded(name, start, tmp_path):
     method = others(start)[name]
     follow(two(method, start, tmp_path / "two"), one(replace(method, sharding="off"), start, tmp_path / "one"))
@@ -125,7 +130,7 @@ def killed_in_two(method, start, out, lines):
 
     began = time.monotonic()
     assert two_processes(work, out.with_suffix(".cut")) == [-signal.SIGKILL, 1]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
 
 
 SHARDED = replace(SFT, sharding="full")
@@ -242,8 +247,6 @@ def test_the_first_process_works_for_all_and_its_failure_is_everybodys(tmp_path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adapter": "prefix"}, "sharding=full does not go with adapter=prefix"),
-        ({"adapter": "prompt"}, "sharding=full does not go with adapter=prompt"),
         ({"adapter": "qlora"}, "sharding=full does not go with adapter=qlora"),
         ({"optimiser": "adamw8bit"}, "sharding=full does not go with optimiser=adamw8bit"),
         ({"sample_every": 5, "eval_share": 0.3}, "sharding=full does not go with sample_every=5"),

@@ -26,11 +26,12 @@ def together(guarded: Callable[[Callable[[], None], Callable[[str], None]], int]
 
     After a failure this does not return: it ends the process without the order that would wait for others.
     """
-    from ..training.launch import joined, lost_connection
+    from ..training.launch import lost_connection, meet
 
-    errors = sys.stderr
-    with joined() as (rank, failure), ExitStack() as quiet:
-        mine = False
+    errors, meeting = sys.stderr, meet()
+    mine: bool | None = None  # whether this process tells why all end; None: it has had nothing to tell
+    rank, failure = meeting.rank, meeting.failure
+    with ExitStack() as quiet:
 
         def tell(sentence: str) -> None:
             nonlocal mine
@@ -43,16 +44,18 @@ def together(guarded: Callable[[Callable[[], None], Callable[[str], None]], int]
             quiet.enter_context(redirect_stdout(silence))
             quiet.enter_context(redirect_stderr(silence))
         try:
-            code = guarded(lambda: _shared(command), tell)
+            code = guarded(lambda: _shared(command, meeting.join), tell)
         except BaseException as error:
             code = 1
             tell(_LOST if lost_connection(error) else traceback.format_exc())
         if not code:
+            meeting.leave()
             return 0
-        if mine or rank == 0:  # what is wrong on the command line, process 0 has printed already
+        if mine or (mine is None and rank == 0):  # what is wrong on the command line, process 0 has printed already
             failure.told()
         else:
             failure.wait_until_told()
+        sys.stdout.flush()
         errors.flush()
         os._exit(code)
 
@@ -63,10 +66,11 @@ _LOST = (
 )
 
 
-def _shared(command: Callable[[], None]) -> None:
+def _shared(command: Callable[[], None], join: Callable[[], None]) -> None:
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if name is not None and name not in _SHARED:
         raise ConfigError(f"posttrain {name} is for one process: start it without torchrun, which is for train and run")
+    join()
     try:
         command()
     except OtherProcessError:

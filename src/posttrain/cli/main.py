@@ -237,7 +237,8 @@ def _scalar(text: str) -> Any:
 
 def main() -> None:
     """Run the command line: one sentence and a non-zero exit for anything a user can mend."""
-    sys.exit(together(guarded, app) if launched() else guarded(app, lambda sentence: print(sentence, file=sys.stderr)))
+    command = (lambda: sys.exit(together(guarded, app))) if launched() else app
+    sys.exit(guarded(command, lambda sentence: print(sentence, file=sys.stderr)))
 
 
 def guarded(command: Callable[[], None], tell: Callable[[str], None]) -> int:
@@ -247,6 +248,8 @@ def guarded(command: Callable[[], None], tell: Callable[[str], None]) -> int:
     except SystemExit as end:
         if end.code == 130:  # typer has turned Ctrl-C into this
             tell(_STOPPED)
+        if isinstance(end.code, str):
+            tell(end.code)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except PosttrainError as error:
         tell(f"error: {error}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch.distributed as dist
 
 from ..core.errors import ConfigError
 
-__all__ = ["Failure", "joined", "lost_connection"]
+__all__ = ["Failure", "Meeting", "lost_connection", "meet"]
 
 _TELLING = timedelta(seconds=30)  # how long one that has failed waits for another's message to be printed
 
@@ -49,25 +48,41 @@ class Failure:
             return
 
 
-@contextmanager
-def joined() -> Iterator[tuple[int, Failure]]:
-    """Join the process group that the environment describes, on CUDA devices by NCCL, else by gloo; yields rank and failure.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """The processes know of each other; between `join` and `leave` they are a process group.
 
-    The group is left in order when all is well; after a failure it is not, because that could wait for the others.
+    After a failure nobody leaves: that could wait for the others.
     """
+
+    rank: int
+    world: int
+    failure: Failure
+    store: Any
+
+    def join(self) -> None:
+        """Form the process group: on CUDA devices by NCCL, else by gloo. Raises `ConfigError` for devices that cannot."""
+        backend = "gloo" if _device() is None else "nccl"
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world)
+
+    def leave(self) -> None:
+        """Dissolve the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def meet() -> Meeting:
+    """Find the other processes that the environment tells of; raises `ConfigError` when they cannot be reached."""
     distributed: Any = dist
-    device = _device()
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
     try:
         store, rank, world = next(iter(distributed.rendezvous("env://")))
-        group = distributed.PrefixStore("group", store)
-        dist.init_process_group("gloo" if device is None else "nccl", store=group, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
         raise ConfigError(
             f"this process cannot meet the others at {where} ({str(error).splitlines()[0]}): start all with torchrun"
         ) from None
-    yield rank, Failure(distributed.PrefixStore("posttrain", store))
-    dist.destroy_process_group()
+    prefixed = distributed.PrefixStore
+    return Meeting(rank=rank, world=world, failure=Failure(prefixed("posttrain", store)), store=prefixed("group", store))
 
 
 def _device() -> torch.device | None:

@@ -1,4 +1,7 @@
-"""What the processes of one run do together; without `torch.distributed` there is one, and nothing is sent."""
+"""What the processes of one run do together; without `torch.distributed` there is one, and nothing is sent.
+
+Asking how many there are does not import torch: where nothing has imported it, there is one.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
-
-import torch.distributed as dist
 
 from ..core.errors import OtherProcessError, PosttrainError
 
@@ -20,7 +21,8 @@ _patient: tuple[Any, Any] | None = None  # the group of all processes, and the p
 
 def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and the number of processes: (0, 1) without `torch.distributed`."""
-    if dist.is_available() and dist.is_initialized():
+    dist: Any = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -30,6 +32,8 @@ def patient_group() -> Any:
 
     A process that ends is noticed at once all the same: its connections close.
     """
+    import torch.distributed as dist
+
     global _patient
     if _patient is None or _patient[0] is not dist.group.WORLD:
         _patient = (dist.group.WORLD, dist.new_group(backend="gloo", timeout=timedelta(days=30)))
@@ -44,6 +48,8 @@ def by_first_process(work: Callable[[], T]) -> T:
     rank, world = rank_and_world()
     if world == 1:
         return work()
+    import torch.distributed as dist
+
     failure: Exception | None = None
     told: list[Any] = [None, None]  # the failure in words, the result
     if rank == 0:
@@ -65,6 +71,8 @@ def agree(value: Any, sentence: str) -> None:
     world = rank_and_world()[1]
     if world == 1:
         return
+    import torch.distributed as dist
+
     values: list[Any] = [None] * world
     dist.all_gather_object(values, value, group=patient_group())
     if any(other != values[0] for other in values):
@@ -74,6 +82,8 @@ def agree(value: Any, sentence: str) -> None:
 def wait_for_all() -> None:
     """Go on only when every process has come this far."""
     if rank_and_world()[1] > 1:
+        import torch.distributed as dist
+
         dist.barrier(group=patient_group())
 
 

@@ -25,7 +25,7 @@ def check_shardable(name: str, adapter: str, loop: Any) -> None:
     if loop.sharding == "off":
         return
     impossible = {
-        f"adapter={adapter}": adapter in ("prefix", "prompt", "qlora"),
+        f"adapter={adapter}": adapter == "qlora",
         "optimiser=adamw8bit": loop.optimiser == "adamw8bit",
         f"sample_every={loop.sample_every}": loop.sample_every > 0,
     }
