@@ -22,7 +22,7 @@ def metrics(out: Path, timings: bool = False) -> list[dict]:
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return load_file(next(checkpoint.path.glob("*model.safetensors")))
+    return load_file(next(checkpoint.path.glob("*.safetensors")))
 
 
 def same(a: dict, b: dict, **tolerance) -> None:

@@ -55,7 +55,7 @@ def test_every_folder_has_a_layer() -> None:
 def test_imports_go_downwards(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
     if len(parts) == 1:
-        assert not imports(path)
+        assert imports(path) == ([("cli", "main")] if path.name == "__main__.py" else [])
         return
     here = parts[0]
     for target in imports(path):

@@ -46,6 +46,10 @@ class TrainingError(PosttrainError):
     """Training cannot go on (for example a loss that is not finite)."""
 
 
+class OtherProcessError(PosttrainError):
+    """Another process of this run has failed, and tells why itself; this one only ends."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest of `valid`, or the list of them when none is near."""
     names = sorted(valid)

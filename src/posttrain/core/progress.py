@@ -13,8 +13,16 @@ _EVERY_SECONDS = 15.0
 
 
 @contextmanager
-def progress(description: str, total: int, *, unit: str = "it", start: int = 0) -> Iterator[Callable[..., None]]:
-    """Yield `advance(n=1, note="")`. `start` items were finished by an earlier run and do not count for the rate."""
+def progress(
+    description: str, total: int, *, unit: str = "it", start: int = 0, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Yield `advance(n=1, note="")`. `start` items were finished by an earlier run and do not count for the rate.
+
+    With `shown=False` nothing is printed: of several processes one tells.
+    """
+    if not shown:
+        yield lambda n=1, note="": None
+        return
     bar = _bar if sys.stderr.isatty() else _lines
     with bar(description, total, unit, start) as advance:
         yield advance

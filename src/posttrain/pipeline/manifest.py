@@ -69,6 +69,7 @@ def describe(recipe: str, seed: int, size: str | None) -> dict[str, Any]:
         "size": size,
         "seed": seed,
         "command": ["posttrain", *sys.argv[1:]],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "code": code_version(),
         "packages": packages(),
         "hardware": hardware(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
+from ..training.processes import by_first_process, rank_and_world
 from .manifest import describe, record
 from .recipe import Recipe, StageConfig
 from .stages import Done, Workshop, cost_from, cost_to, read_done
@@ -27,18 +29,12 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
     """Run every stage, hand the finished workshop to `report` and return what it returns.
 
     A stage whose key is unchanged and that is finished is skipped; an unfinished one goes on inside its folder; one
-    whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew.
+    whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew. Of several processes
+    (torchrun) all train, and the first does everything else.
     """
     console = Console(stderr=True)
     began = time.monotonic()
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    for difference in record(out / "manifest.json", describe(str(path), recipe.seed, size)):
-        console.print(f"[yellow]note:[/] since this run was started: {difference}", highlight=False)
-    if path.is_file():
-        write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
-    resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    by_first_process(lambda: _begin(recipe, path, out, size, console))
     _check_folders(recipe, str(path))
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
@@ -49,7 +45,7 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
     finally:
         shop.close()
     skipped = sum(done.skipped for done in shop.done.values())
-    reported = report(shop, console)
+    reported = by_first_process(lambda: report(shop, console))
     seconds = time.monotonic() - began
     console.print(
         f"{len(shop.done) - skipped} stages run, {skipped} skipped, {seconds:.0f} s; report: {out / 'report.html'}",
@@ -65,23 +61,35 @@ def _check_folders(recipe: Recipe, where: str) -> None:
             raise ConfigError(f"{where}: {name}: no such folder: {value}; say where it is with --set vars.{name}=FOLDER")
 
 
+def _begin(recipe: Recipe, path: Path, out: Path, size: str | None, console: Console) -> None:
+    """Make the run folder and write down what is run."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for difference in record(out / "manifest.json", describe(str(path), recipe.seed, size)):
+        console.print(f"[yellow]note:[/] since this run was started: {difference}", highlight=False)
+    if path.is_file():
+        write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
+    resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+
 def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -> Done:
-    key = shop.key(stage)
-    finished = read_done(folder)
+    # Asked once for all processes: a slow one must not find what the first has written since.
+    key, finished = by_first_process(lambda: (shop.key(stage), read_done(folder)))
     if finished is not None and finished["key"] == key:
         return Done(name=stage.name, key=key, folder=folder, cost=cost_from(finished["cost"]), skipped=True)
-    _make_room(folder, key, console)
-    console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")
-    cost = shop.run(stage, folder, key)
-    write_json(
-        folder / "DONE.json",
-        {
-            "stage": stage.name,
-            "key": key,
-            "cost": cost_to(cost),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
+    by_first_process(lambda: _make_room(folder, key, console))
+    if rank_and_world()[0] == 0:
+        console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")
+    run = partial(shop.run, stage, folder, key)
+    cost = run() if stage.train is not None else by_first_process(run)
+    record_done = {
+        "stage": stage.name,
+        "key": key,
+        "cost": cost_to(cost),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    by_first_process(lambda: write_json(folder / "DONE.json", record_done))
     return Done(name=stage.name, key=key, folder=folder, cost=cost)
 
 

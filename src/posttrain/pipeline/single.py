@@ -122,12 +122,13 @@ def train_once(*, method: str, model: str, data: str, out: Path, seed: int) -> d
     from ..data.mixing import read_mix
     from ..data.rows import rows_for
     from ..models.load import resolve
+    from ..training.processes import by_first_process
 
     trainer = build_trainer(method)
     rows = read_mix(data, seed=seed, prepare=partial(rows_for, trainer)).rows
-    path = resolve(model)
+    path = by_first_process(lambda: resolve(model))
     key = hashlib.sha256(f"{method}|{path}|{seed}".encode()).hexdigest()[:16]
-    record(out / "manifest.json", describe("train", seed, None))
+    by_first_process(lambda: record(out / "manifest.json", describe("train", seed, None)))
     trained = trainer(Checkpoint(path=path, base=model, key=key), rows, out, seed=seed)
     return {
         "checkpoint": str(trained.path),

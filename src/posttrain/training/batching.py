@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..core.seeds import rng
 
-__all__ = ["micro_batches", "share_of_rank", "step_rows", "steps_per_epoch"]
+__all__ = ["dealt", "micro_batches", "share_of_rank", "step_rows", "steps_per_epoch"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,16 @@ def micro_batches(items: Sequence[T], lengths: Sequence[int], budget: int) -> li
             width = lengths[i]
         batches[-1].append(items[i])
     return batches
+
+
+def dealt(items: Sequence[T], lengths: Sequence[int], world: int) -> list[tuple[list[T], list[int]]]:
+    """Return each process's items and their lengths: longest first, each to the process with the fewest tokens so far."""
+    shares: list[tuple[list[T], list[int]]] = [([], []) for _ in range(world)]
+    for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
+        least = min(shares, key=lambda share: sum(share[1]))
+        least[0].append(items[i])
+        least[1].append(lengths[i])
+    return shares
 
 
 def share_of_rank(batches: Sequence[T], rank: int, world: int) -> list[T]:

@@ -46,6 +46,7 @@ class Sizes:
     eight_bit: bool = False
     cpu: bool = False  # there the wide copies of logits are made for as many rows as the cache holds
     full: bool = True  # all weights are trained, not an adapter
+    shards: int = 1  # processes that each hold a slice of weights, masters, gradients and Adam's moments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class Estimate:
     adam: int
     activations: int
     logits: int
+    gathered: int = 0  # whole weights and gradients of what is computed at a time, when weights are sharded
     overhead: int = 0
     seconds: float = 0.0
     steps: int = 0
@@ -66,7 +68,8 @@ class Estimate:
     @property
     def more(self) -> int:
         """What is needed beside the weights, which are in memory already."""
-        return self.masters + self.gradients + self.adam + self.activations + self.logits + self.overhead
+        kept = self.masters + self.gradients + self.adam
+        return kept + self.activations + self.logits + self.gathered + self.overhead
 
     @property
     def total(self) -> int:
@@ -91,11 +94,14 @@ def estimate(sizes: Sizes) -> Estimate:
         kept = min(kept, sizes.layers * sizes.tokens * sizes.hidden * sizes.width + layer)
     logits = min(CHUNK, sizes.tokens) * sizes.vocabulary  # of one chunk, and two wide copies
     chunk = logits * sizes.width + min(8 * logits, 2 * CACHE if sizes.cpu else 8 * logits)
+    tables = 2 * sizes.vocabulary * sizes.hidden * sizes.width  # embedding and head
+    one = max(0, sizes.weights - tables) // max(1, sizes.layers)
     found = Estimate(
-        weights=sizes.weights,
-        masters=0 if wide else 4 * sizes.trained,
-        gradients=max(4, sizes.width) * sizes.trained,
-        adam=(2 if sizes.eight_bit else 2 * max(4, sizes.width)) * sizes.trained,
+        weights=sizes.weights // sizes.shards,
+        masters=0 if wide else 4 * sizes.trained // sizes.shards,
+        gradients=max(4, sizes.width) * sizes.trained // sizes.shards,
+        adam=(2 if sizes.eight_bit else 2 * max(4, sizes.width)) * sizes.trained // sizes.shards,
+        gathered=2 * (min(tables, sizes.weights) + 2 * one) if sizes.shards > 1 else 0,  # with as large gradients
         activations=round(kept + layer),
         logits=chunk + min(sizes.tokens * sizes.vocabulary * sizes.width, KEPT),
     )
@@ -179,7 +185,7 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def advice(sizes: Sizes, found: Estimate, *, longest: int, cuda: bool) -> str | None:
+def advice(sizes: Sizes, found: Estimate, *, longest: int, cuda: bool, world: int = 1) -> str | None:
     """Return which settings to change when the estimate is above what is free, or None when it fits.
 
     Each is tried by itself, largest saving first; `longest` tokens of a row are what a micro-batch cannot go below.
@@ -198,6 +204,8 @@ def advice(sizes: Sizes, found: Estimate, *, longest: int, cuda: bool) -> str | 
         ways["adapter=lora"] = replace(sizes, trained=sizes.trained // 100)
     if cuda and not sizes.eight_bit:
         ways["optimiser=adamw8bit"] = replace(sizes, eight_bit=True)
+    if sizes.shards < world:
+        ways["sharding=full"] = replace(sizes, shards=world)
     needs = sorted((estimate(changed).more, name) for name, changed in ways.items())
     fitting = [f"{name} ({_gib(need)})" for need, name in needs if need <= found.free]
     if fitting:
@@ -210,7 +218,7 @@ def words(name: str, found: Estimate) -> str:
     """Return the estimate as a sentence."""
     parts = {
         "weights": found.weights, "masters": found.masters, "gradients": found.gradients, "Adam": found.adam,
-        "activations": found.activations, "logits": found.logits, "overhead": found.overhead,
+        "activations": found.activations, "logits": found.logits, "gathered": found.gathered, "overhead": found.overhead,
     }  # fmt: skip
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size)
     free = "" if found.free is None else f"; {_gib(found.more)} beside the weights, {_gib(found.free)} free"

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.errors import ConfigError, DataError, PosttrainError, TrainingError
 from ..core.seeds import derive
 from .artifact import plain
-from .processes import by_first_process, rank_and_world, wait_for_all
+from .processes import by_first_process, wait_for_all
 from .state import keep_states, load_state, save_state
 from .step import Learner
 
@@ -98,16 +100,15 @@ class HeldOut:
         self.losses[step] = loss
         if loss < self.best_loss:
             self.best_step, self.best_loss, self.waited = step, loss, 0
-            facts = {"key": self.key, "step": step, "eval_loss": loss}
-            by_first_process(lambda: save_state(self.folder, step, {"masters": learner.optimiser.weights()}, facts))
+            facts, weights = {"key": self.key, "step": step, "eval_loss": loss}, learner.optimiser.weights()
+            by_first_process(lambda: save_state(self.folder, step, {"masters": weights}, facts))
         else:
             self.waited += 1
         return {f"eval_{name}": value for name, value in measured.items()}
 
     def tidy(self, referenced: Collection[int]) -> None:
-        """Remove kept weights but the best and those that a saved training state still refers to."""
-        if rank_and_world()[0] == 0:
-            keep_states(self.folder, {self.best_step, *referenced})
+        """Remove kept weights but the best and those that a saved training state still refers to; one process does."""
+        keep_states(self.folder, {self.best_step, *referenced})
 
     def restore_best(self, learner: Learner) -> None:
         """Put the best step's weights into the module."""
@@ -116,7 +117,8 @@ class HeldOut:
             raise PosttrainError(
                 f"{path}, the weights of the best evaluation, is gone: remove {self.folder.parent} to start again"
             )
-        tensors, _ = load_state(path, key=self.key, device=learner.device)
+        device = torch.device("cpu") if learner.optimiser.sharded else learner.device
+        tensors, _ = load_state(path, key=self.key, device=device)
         learner.optimiser.load_weights(tensors["masters"])
         wait_for_all()  # the export removes the folder: not before every process has read it
 

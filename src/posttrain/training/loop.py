@@ -16,7 +16,7 @@ from ..core.progress import progress
 from .batching import step_rows, steps_per_epoch
 from .heldout import HeldOut
 from .optimiser import learning_rate
-from .processes import by_first_process, say
+from .processes import agree, by_first_process, rank_and_world, say
 from .samples import Samples
 from .settings import Tracker
 from .state import Metrics, all_states, cost_from_dict, keep_states, load_newest, save_state, step_of
@@ -72,7 +72,8 @@ def fit(
             samples.begin(learner, done)
         if held_out is not None and held_out.start and not done:
             held_out.before(learner)
-        advance = stack.enter_context(progress(description, total, unit="step", start=done))
+        first = rank_and_world()[0] == 0
+        advance = stack.enter_context(progress(description, total, unit="step", start=done, shown=first))
         for step in range(done, total):
             if held_out is not None and held_out.stops:
                 say(f"{description}: stopped after step {step}, no better evaluation since step {held_out.best_step}")
@@ -85,7 +86,8 @@ def fit(
             measured = learner.update([items[i] for i in rows], step=step, lr=lr)
             if held_out is not None:
                 measured |= held_out.after(learner, step + 1, total)
-                held_out.tidy(_best_steps(out / "state"))
+                if first:
+                    held_out.tidy(_best_steps(out / "state"))
             lines.write(_line(step, step // steps_per_epoch(len(items), batch_size), measured))
             if samples is not None:
                 samples.after(learner, step + 1, total)
@@ -133,7 +135,12 @@ def _line(step: int, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
 
 def _resume(learner: Learner, out: Path, key: str, held_out: HeldOut | None) -> int:
     """Load the newest state that can be read and return how many steps it has done."""
-    found = load_newest(out / "state", key=key, device=learner.device, say=say)
+    device = torch.device("cpu") if learner.optimiser.sharded else learner.device  # whole tensors, of which slices are taken
+    found = load_newest(out / "state", key=key, device=device, say=say)
+    agree(
+        None if found is None else found[1]["step"],
+        f"the processes do not find the same saved state in {out}: use a folder that all machines share",
+    )
     if found is None:
         return 0
     tensors, facts = found
@@ -148,6 +155,7 @@ def _resume(learner: Learner, out: Path, key: str, held_out: HeldOut | None) -> 
 
 def _save(learner: Learner, out: Path, key: str, step: int, companions: Companions) -> None:
     """Save the state of a step; older ones go only when it is whole."""
+    tensors = learner.optimiser.state()
 
     def work() -> None:
         facts: dict[str, Any] = {"key": key, "step": step, "cost": asdict(learner.cost)}
@@ -155,7 +163,7 @@ def _save(learner: Learner, out: Path, key: str, step: int, companions: Companio
             facts["held_out"] = companions.held_out.state()
         if learner.alarm is not None:
             facts["alarm"] = learner.alarm.state()
-        save_state(out / "state", step, learner.optimiser.state(), facts)
+        save_state(out / "state", step, tensors, facts)
         older = [step_of(path) for path in all_states(out / "state") if step_of(path) < step]
         keep_states(out / "state", {step, *(older[1 - companions.keep :] if companions.keep > 1 else ())})
 

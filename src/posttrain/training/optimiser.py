@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TrainingError
+from .shards import is_slice, local, slice_of, whole
 
 __all__ = ["Optimisation", "Optimiser", "Schedule", "learning_rate"]
 
@@ -90,9 +92,10 @@ def learning_rate(
 
 
 class Optimiser:
-    """Owns the masters of all trainable weights of a module.
+    """Owns the masters of all trainable weights of a module; of a sharded one, this process's slices of them.
 
-    After the backward passes of a step, `gradients()` are the summed gradients; `update` clips and applies them.
+    After the backward passes of a step, `gradients()` are the summed gradients; `update` clips and applies them. What it
+    saves is whole: `weights` and `state` gather the slices into process 0, and all processes must call them.
     """
 
     def __init__(self, module: nn.Module, settings: Optimisation) -> None:
@@ -101,9 +104,8 @@ class Optimiser:
             raise TrainingError("no weight is trainable: every parameter has requires_grad=False")
         self.names = list(named)
         self.params = list(named.values())
-        self.masters = [
-            p if p.dtype in (torch.float32, torch.float64) else nn.Parameter(p.detach().float()) for p in self.params
-        ]
+        self.sharded = any(is_slice(p) for p in self.params)
+        self.masters = [_master(p) for p in self.params]
         self._master_of = {id(p): m for p, m in zip(self.params, self.masters, strict=True)}
         self.settings = settings
         self._hooks = [
@@ -113,6 +115,7 @@ class Optimiser:
         ]
         decayed = [m for m in self.masters if m.ndim >= 2]
         plain = [m for m in self.masters if m.ndim < 2]  # norms and biases are not decayed
+        self._order = [p for _, p in sorted(zip(self.masters, self.params, strict=True), key=lambda pair: pair[0].ndim < 2)]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
@@ -136,9 +139,9 @@ class Optimiser:
             if param.grad is None:  # the whole gradient went into the sink
                 return
             if master.grad is None:
-                master.grad = param.grad.float()
+                master.grad = local(param.grad).to(master.dtype)
             else:
-                master.grad.add_(param.grad)
+                master.grad.add_(local(param.grad))
             param.grad = None
 
         return collect
@@ -161,7 +164,12 @@ class Optimiser:
 
     def norm(self) -> float:
         """Return the global Euclidean norm of the gradients."""
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients()))))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients())))
+        if self.sharded:
+            square = norm.double().square()
+            dist.all_reduce(square)
+            norm = square.sqrt()
+        return float(norm)
 
     def update(self, lr: float, norm: float) -> None:
         """Clip, take one AdamW step at this rate, write the masters back, and drop the gradients."""
@@ -182,7 +190,7 @@ class Optimiser:
         with torch.no_grad():
             for param, master in zip(self.params, self.masters, strict=True):
                 if master is not param:
-                    param.copy_(master)
+                    local(param).copy_(master)
 
     def close(self) -> None:
         """Take the hooks off the module."""
@@ -191,16 +199,27 @@ class Optimiser:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the masters by name."""
-        return {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)}
+        kept = zip(self.names, self.masters, self.params, strict=True)
+        return {name: whole(master.detach(), param) for name, master, param in kept}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs: masters by name, and AdamW's moments."""
-        return {"masters": self.weights(), "adamw": self._adamw.state_dict()}
+        return {"masters": self.weights(), "adamw": self._moments(self._adamw.state_dict(), whole)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take a checkpoint's state; raises `TrainingError` when it is of another model."""
         self.load_weights(state["masters"])
-        self._adamw.load_state_dict(state["adamw"])
+        self._adamw.load_state_dict(self._moments(state["adamw"], slice_of))
+
+    def _moments(self, adamw: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+        """Return AdamW's state with its moments, in the order of its groups, changed to whole ones or to slices."""
+        if not self.sharded:
+            return adamw
+        state = {
+            at: {name: change(value, self._order[at]) if name != "step" else value for name, value in kept.items()}
+            for at, kept in adamw["state"].items()
+        }
+        return {**adamw, "state": state}
 
     def load_weights(self, saved: dict[str, Tensor]) -> None:
         """Take masters alone; raises `TrainingError` when they are of another model."""
@@ -210,9 +229,17 @@ class Optimiser:
                 f"the saved training state is of another model or adapter: weight '{differing}' does not match"
             )
         with torch.no_grad():
-            for name, master in zip(self.names, self.masters, strict=True):
-                master.copy_(saved[name])
+            for name, master, param in zip(self.names, self.masters, self.params, strict=True):
+                master.copy_(slice_of(saved[name], param))
         self._write_back()
+
+
+def _master(param: nn.Parameter) -> nn.Parameter:
+    """Return a weight's float32 copy, or the weight itself where it is as wide; of a sharded one, of this slice."""
+    wide = param.dtype in (torch.float32, torch.float64)
+    if is_slice(param):
+        return nn.Parameter(local(param) if wide else local(param).float())
+    return param if wide else nn.Parameter(param.detach().float())
 
 
 def eight_bit(types: set[str]) -> Any:

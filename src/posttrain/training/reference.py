@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from ..core.errors import ConfigError, TrainingError
-from ..core.files import disk_errors
+from ..core.files import disk_errors, write_atomic
 from ..core.progress import progress
 from ..core.types import Cost, Usage
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward, TokenSequence
 from .batching import micro_batches, share_of_rank
 from .memory import peak_bytes
+from .processes import by_first_process, rank_and_world, wait_for_all
 from .state import cost_from_dict
-from .step import Work, rank_and_world
+from .step import Work
 
 __all__ = ["reference_logps"]
 
@@ -44,17 +44,18 @@ def reference_logps(
     folder = out / "reference"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    by_first_process(lambda: _mend(folder))
     known = _read(folder, key)
-    if world > 1:
-        dist.barrier()  # all have read before one writes: else they would not share out the same batches
+    wait_for_all()  # all have read before one writes: else they would not share out the same batches
     batches = micro_batches(list(range(len(groups))), [w.tokens for w in work], tokens_per_microbatch)
     missing = [batch for batch in batches if not all(i in known[0] for i in batch)]
+    mine, done = share_of_rank(missing, rank, world), len(batches) - len(missing)
     module.eval()
     with (
         (folder / f"{rank}.jsonl").open("a", encoding="utf-8") as file,
-        progress("reference", len(batches), unit="batch", start=len(batches) - len(missing)) as advance,
+        progress("reference", done + len(mine), unit="batch", start=done, shown=rank == 0) as advance,
     ):
-        for rows in share_of_rank(missing, rank, world):
+        for rows in mine:
             began = time.perf_counter()
             batch = module.batch([groups[i] for i in rows])
             logps_N = module(batch)
@@ -72,8 +73,7 @@ def reference_logps(
                 file.write(json.dumps({"key": key, "rows": rows, "logps": values, "cost": asdict(cost)}) + "\n")
                 file.flush()
             advance()
-    if world > 1:
-        dist.barrier()
+    wait_for_all()
     found, cost = _read(folder, key)
     return [found[i] for i in range(len(groups))], cost
 
@@ -82,16 +82,20 @@ def _finite(value: float) -> bool:
     return value - value == 0
 
 
+def _mend(folder: Path) -> None:
+    """Remove the lines that a kill has cut."""
+    for path in folder.glob("*.jsonl"):
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            write_atomic(path, text[: text.rfind("\n") + 1])
+
+
 def _read(folder: Path, key: str) -> tuple[dict[int, list[float]], Cost]:
-    """Read all finished lines; a line cut by a kill is removed from its file."""
+    """Read all finished lines."""
     found: dict[int, list[float]] = {}
     cost = Cost()
     for path in sorted(folder.glob("*.jsonl")):
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             if entry["key"] != key:
                 raise ConfigError(f"{folder.parent} holds a run with another configuration, data, seed or start: remove it")

@@ -26,9 +26,10 @@ from .loop import Companions, fit
 from .memory import forget_peak
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser
-from .processes import by_first_process, rank_and_world, say
+from .processes import agree, by_first_process, rank_and_world, say
 from .samples import Generate, Samples
 from .settings import LoopSettings, TrainerSettings, key_config
+from .shards import check_shardable, make_whole, shard
 from .step import Learner, Objective, Work
 from .tracking import library_of
 
@@ -66,6 +67,7 @@ class Session:
                 raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
         loop = LoopSettings.of(method)
         _optimisation(method, loop)
+        check_shardable(name, method.adapter, loop)
         if loop.track is not None:
             library_of(loop.track)
         if method.adapter == "ia3" and method.weight_decay:
@@ -82,6 +84,11 @@ class Session:
             config["eval_data"] = data_hash(rows[len(data) :])  # the content, not the file's name
         key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed, config=config)
         done = finished(out, key)
+        agree(
+            (key, done is not None),
+            f"the processes do not train the same run in {out}: give all of them the same command, model and data, and a "
+            "folder that all machines share",
+        )
         if loop.eval_share and done is None:
             held = split_by_question(data, loop.eval_share, seed)
         return cls(
@@ -130,11 +137,13 @@ class Session:
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         trained = [item for item in items if item.row not in self.held]
         held_out = self._held_out(trained, [item for item in items if item.row in self.held])
-        needs = self._estimate(objective, trained, held_out)
+        needs, parameters = self._estimate(objective, trained, held_out), self.opened.parameters
         if loop.activation_checkpointing:
             recompute_activations(self.opened.model)
+        sharded = loop.sharding == "full" and shard(self.module, self.opened.loaded.device)
         optimiser = Optimiser(self.module, _optimisation(method, loop))
-        self.module.collect_into(optimiser.sink)
+        if not sharded:  # gradients of slices must come to FSDP's own hooks
+            self.module.collect_into(optimiser.sink)
         learner = Learner(
             module=self.module, objective=objective, optimiser=optimiser, seed=self.seed,
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
@@ -151,34 +160,34 @@ class Session:
             )  # fmt: skip
         finally:
             optimiser.close()
+        if sharded:
+            make_whole(self.module, frozen=self.opened.base is None)
         told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},
-            data={**self.data, **facts}, parameters=self.opened.parameters,
+            data={**self.data, **facts}, parameters=parameters,
             cost=self.start.cost + learner.cost + (cost or Cost()), told=told,
         )  # fmt: skip
 
     def _estimate(self, objective: Objective, trained: Sequence[Any], held_out: HeldOut | None) -> dict[str, Any]:
         """Tell what the run will need, and what to lower when that is not there; returns it for `posttrain.json`."""
-        method, loop, loaded = self.method, self.loop, self.opened.loaded
+        method, loop, loaded, world = self.method, self.loop, self.opened.loaded, rank_and_world()[1]
         work = [objective.work(item) for item in trained]
         longest = max((w.tokens for w in work), default=0)
         sizes, speed = measure(
             self.module, loaded.shape, context=self.opened.context, tokens=max(longest, self.tokens_per_microbatch),
             recomputed=loop.activation_checkpointing, eight_bit=loop.optimiser == "adamw8bit", full=not self.frozen_backbone,
+            shards=world if loop.sharding == "full" else 1,
         )  # fmt: skip
         steps = method.epochs * steps_per_epoch(len(trained), method.batch_size)
         flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
         if held_out is not None:
             once = sum(objective.work(item, backward=False).flops for item in held_out.items)
             flops += (-(-steps // held_out.every) + held_out.start) * once
-        found = replace(
-            estimate(sizes), steps=steps, seconds=flops / speed / rank_and_world()[1],
-            free=free_memory(loaded.device),
-        )  # fmt: skip
+        found = replace(estimate(sizes), steps=steps, seconds=flops / speed / world, free=free_memory(loaded.device))
         told = words(type(method).__name__.lower(), found)
-        better = advice(sizes, found, longest=longest, cuda=loaded.device.type == "cuda")
+        better = advice(sizes, found, longest=longest, cuda=loaded.device.type == "cuda", world=world)
         say(told if better is None else f"{told}: {better}")
         by_first_process(lambda: write_json(self.out / "estimate.json", found.to_dict()))
         return found.to_dict()

@@ -26,6 +26,7 @@ NEUTRAL = frozenset(
         "sample_data",
         "sample_count",
         "sample_tokens",
+        "sharding",
     }
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
@@ -51,6 +52,7 @@ class LoopSettings:
     sample_data: str | None = None  # file of prompts; default: held-out rows
     sample_count: int = 4  # prompts
     sample_tokens: int = 128  # of a reply, at most
+    sharding: Literal["off", "full"] = "off"  # of weights, gradients and optimiser over processes (FSDP2)
 
     @classmethod
     def of(cls, method: Any) -> LoopSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,12 +16,15 @@ from ..core.errors import TrainingError
 from ..core.seeds import derive
 from ..core.types import Cost, Usage
 from .alarm import Alarm
-from .batching import micro_batches, share_of_rank
+from .batching import dealt, micro_batches
 from .memory import peak_bytes
 from .optimiser import Optimiser
-from .processes import rank_and_world
+from .processes import patient_group, rank_and_world
+from .shards import rest
 
 __all__ = ["Learner", "Objective", "Work", "rank_and_world"]
+
+BUCKET = 16 << 20  # numbers that are added over processes at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,9 @@ class Learner:
         self.module.train()
         sums = self._shares(items, work, totals)
         if world > 1:
-            sums = _summed_over_processes(sums, self.optimiser.gradients(), self.device)
+            if not self.optimiser.sharded:  # there each backward pass has done it
+                _add_over_processes(self.optimiser.gradients())
+            sums = _summed_over_processes(sums, self.device)
         norm = self.optimiser.norm()
         if not (math.isfinite(norm) and math.isfinite(float(sums["loss"]))):
             self.optimiser.discard()
@@ -106,7 +111,9 @@ class Learner:
         self.module.eval()
         sums = self._shares(items, work, self.objective.totals(items))
         if rank_and_world()[1] > 1:
-            sums = _summed_over_processes(sums, [], self.device)
+            sums = _summed_over_processes(sums, self.device)
+        if self.optimiser.sharded:
+            rest(self.module)
         self._charge(work, began)
         return {name: float(value) for name, value in sums.items()}
 
@@ -114,15 +121,26 @@ class Learner:
         """Run this process's micro-batches, backward too where gradients are wanted; returns its shares of the measures."""
         rank, world = rank_and_world()
         sums: dict[str, Tensor] = {}
-        batches = micro_batches(items, [w.tokens for w in work], self.tokens_per_microbatch)
-        for batch in share_of_rank(batches, rank, world):
+        lengths = [w.tokens for w in work]
+        shares = [micro_batches(*share, self.tokens_per_microbatch) for share in dealt(items, lengths, world)]
+        for batch in shares[rank]:
             loss, measures = self.objective(self.module, batch, totals)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss, **measures}.items():
                 value = torch.as_tensor(value).detach().double().cpu()
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
+        if self.optimiser.sharded:
+            missing = max(map(len, shares)) - len(shares[rank])
+            self._accompany(items[lengths.index(min(lengths))], totals, missing)
         return sums
+
+    def _accompany(self, item: Any, totals: Any, times: int) -> None:
+        """Run an item without weight: slices are gathered by all processes together, so all run as many micro-batches."""
+        for _ in range(times):
+            loss, _ = self.objective(self.module, [item], totals)
+            if loss.requires_grad:
+                (0.0 * loss).backward()  # type: ignore[no-untyped-call]
 
     def _charge(self, work: Sequence[Work], began: float) -> float:
         seconds = time.perf_counter() - began
@@ -138,6 +156,8 @@ class Learner:
         loss, _ = self.objective(self.module, [item], totals)
         value, norm = float(loss.detach()), 0.0
         if math.isfinite(value) and loss.requires_grad:
+            if self.optimiser.sharded:  # every process adds its own
+                loss = loss / rank_and_world()[1]
             loss.backward()  # type: ignore[no-untyped-call]
             norm = self.optimiser.norm()
         self.optimiser.discard()
@@ -164,14 +184,37 @@ class Learner:
         )
 
 
-def _summed_over_processes(sums: dict[str, Tensor], gradients: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Add gradients and measures over processes. A process without a micro-batch takes part with zeros."""
+def _add_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Add each gradient over processes, in place; a process without a micro-batch takes part with zeros."""
+    for bucket in _buckets(gradients):
+        if len(bucket) == 1:
+            dist.all_reduce(bucket[0])
+            continue
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, summed in zip(bucket, parts, strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield gradients that travel together: an adapter has hundreds of small ones, each of which would wait for the net."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or sum(g.numel() for g in (*bucket, gradient)) > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def _summed_over_processes(sums: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Add measures over processes. A process without a micro-batch takes part with zeros."""
     names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, sorted(sums))
+    dist.all_gather_object(names, sorted(sums), group=patient_group())
     wanted = sorted({name for some in names for name in some})
     packed = torch.stack([sums.get(name, torch.zeros((), dtype=torch.double)) for name in wanted])
-    packed = packed.to(gradients[0].device if gradients else device)
+    packed = packed.to(device)
     dist.all_reduce(packed)
-    for gradient in gradients:
-        dist.all_reduce(gradient)
     return dict(zip(wanted, packed.cpu(), strict=True))
