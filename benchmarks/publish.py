@@ -47,6 +47,7 @@ MEASURED = {  # method -> (run, rungs)
     "mcts": ("searches", ["mcts"]),
 }
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
+REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
     "adaptive_consistency": ["adaptive"],
     "compute_optimal": ["compute_optimal", "compute_optimal_judged"],
@@ -122,16 +123,18 @@ def speed() -> str:
 
 def replayed(findings: list[str]) -> str | None:
     """What the replays on pools found, task by task; None where they have not been run."""
-    path = ROOT / "docs" / "results" / "test_time" / "replays.json"
-    if not path.is_file():
-        return None
-    tasks = json.loads(path.read_text())["tasks"]
-    said = [
-        f"**{one['name']}** (n = {one['questions']}): {saving_sentence(one[finding], several=False)}"
-        for finding in findings
-        for one in tasks
-    ]
-    return " ".join(["[Replayed on pools of samples](../results/test_time/index.md).", *said])
+    said = []
+    for folder in REPLAYS:
+        path = ROOT / "docs" / "results" / folder / "replays.json"
+        if path.is_file():
+            tasks = json.loads(path.read_text())["tasks"]
+            said.append(f"[Replayed on pools of samples](../results/{folder}/index.md).")
+            said += [
+                f"**{one['name']}** (n = {one['questions']}): {saving_sentence(one[finding], several=False)}"
+                for finding in findings
+                for one in tasks
+            ]
+    return " ".join(said) or None
 
 
 def fill(method: str, said: str) -> None:
