@@ -44,6 +44,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print("[dim]Oracle rungs choose with the gold answer: what the samples hold, no method's accuracy.[/]")
     console.print(f"\n[bold]{escape(report['headline'])}[/] {escape(steps)}\n", highlight=False)
     for table in tables:
+        if len(tables) > 1:
+            console.print(f"[dim]{escape(table['task'])}[/]", highlight=False)
         _print_verdicts(table, console)
     print_retention(report, console)
     if report["trained"]:
