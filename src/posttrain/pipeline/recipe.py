@@ -1,8 +1,8 @@
-"""Recipes: a YAML file that names a model, a task and the stages to run, one after the other."""
+"""Recipes: a YAML file that names a model, a task and the stages to run, one after the other, or in groups that repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
+from ..core.types import Example
+from .groups import expanded, override
 
 __all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TrainStage", "load_recipe"]
 
@@ -21,6 +23,7 @@ class EvalStage(Strict):
 
     teacher: str | None = None  # another model than the recipe's, by any reference: its replies are data
     split: str = "test"
+    part: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d*$")  # 2/3: the second third of the split
     limit: int | None = Field(default=None, ge=1)
     prompt: str = "zero_shot"
     strategy: str = "greedy"
@@ -48,6 +51,22 @@ class EvalStage(Strict):
             raise ValueError("give budgets in tokens or in FLOPs, not both")
         return self
 
+    @model_validator(mode="after")
+    def _part_exists(self) -> EvalStage:
+        if self.part is not None and self._part[0] > self._part[1]:
+            raise ValueError(f"part {self.part} is beyond the last of {self._part[1]} parts")
+        return self
+
+    @property
+    def _part(self) -> tuple[int, int]:
+        number, _, of = (self.part or "1/1").partition("/")
+        return int(number), int(of)
+
+    def asked(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return those of a split's examples that are answered: its part, and of that at most `limit`."""
+        number, of = self._part
+        return examples[len(examples) * (number - 1) // of : len(examples) * number // of][: self.limit]
+
 
 class SearchStage(Strict):
     """Search for an instruction (`PromptSearch` has the settings) and measure it on a split the search never sees."""
@@ -68,6 +87,7 @@ class DataStage(Strict):
     source: str | None = Field(default=None, alias="from")  # an earlier evaluation; for a maker of mixes, a data stage
     file: str | None = None
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
+    also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
@@ -113,7 +133,7 @@ class StageConfig(Strict):
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
-        names += [self.data.source] if self.data else []
+        names += [self.data.source, self.data.also] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
@@ -135,6 +155,11 @@ class Recipe(Strict):
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _groups(cls, values: Any) -> Any:
+        return {**values, "stages": expanded(values.get("stages"))} if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _references(self) -> Recipe:
         earlier: dict[str, StageConfig] = {}
@@ -147,8 +172,8 @@ class Recipe(Strict):
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
             if stage.model is not None and earlier[stage.model].train is None:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
-            for key in ("data", "eval_data"):
-                source = getattr(stage.train, key, None)
+            for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
+                source = getattr(config, key, None)
                 if source is not None and earlier[source].data is None:
                     raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
             if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
@@ -184,24 +209,5 @@ def load_recipe(path: Path, *, size: str | None = None, overrides: Mapping[str, 
         changes.update(sizes[size])
     changes.update(overrides or {})
     for key, value in changes.items():
-        _override(values, key, value, where=str(path))
+        override(values, key, value, where=str(path))
     return validate(Recipe, values, where=str(path))
-
-
-def _override(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
-    """Set a dotted key; stages are addressed by their names."""
-    current: Any = values
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(current, list):
-            named = {item.get("name"): item for item in current if isinstance(item, dict)}
-            if part not in named:
-                raise ConfigError(f"{where}: '{key}': no stage '{part}'{did_you_mean(part, [str(n) for n in named])}")
-            current = named[part]
-        elif isinstance(current, dict):
-            current = current.setdefault(part, {})
-        else:
-            raise ConfigError(f"{where}: '{key}': '{part}' is inside a plain value")
-    if not isinstance(current, dict):
-        raise ConfigError(f"{where}: '{key}' names no setting")
-    current[last] = value

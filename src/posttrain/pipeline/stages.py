@@ -17,7 +17,7 @@ from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
-from .making import makers_of, on_rows, read_hashes, read_sources
+from .making import joined, makers_of, on_rows, read_hashes, read_sources
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
@@ -87,7 +87,7 @@ class Workshop:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         config = {key: value for key, value in config.items() if key != "search" or value is not None}
-        late = {"instruction", "teacher", "sources"}
+        late = {"instruction", "teacher", "sources", "part", "also"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -153,7 +153,7 @@ class Workshop:
     def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
         ref = self.model_ref(stage)
         opened = self._open(ref)
-        examples = self.task.examples(config.split)[: config.limit]
+        examples = config.asked(self.task.examples(config.split))
         evaluation = Evaluation(
             stage=stage.name,
             task=self.task,
@@ -205,16 +205,20 @@ class Workshop:
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
-        if config.file is not None:
-            from ..data.rows import rows_with_scores
-            from ..data.sources import read_rows
+        from ..data.rows import rows_with_scores
+        from ..data.sources import read_rows
 
+        if config.file is not None:
             rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
-            seed = self.recipe.seed
-            made = self._made(config) if config.sources is None else read_sources(config.sources, seed=seed)
+            try:
+                made = self._made(config) if config.sources is None else read_sources(config.sources, seed=self.recipe.seed)
+            except DataError as error:
+                raise DataError(f"stage '{stage.name}': {error}") from None
             rows, counts = made.rows, made.counts
+        if config.also is not None:
+            rows, counts = joined(read_rows(self.done[config.also].folder / "rows.jsonl"), rows, counts)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
@@ -229,7 +233,7 @@ class Workshop:
         asked = source.eval if source is not None else None
         sampled = []
         if source is not None and asked is not None:
-            sampled = load_sampled(self.done[source.name].folder, self.task.examples(asked.split)[: asked.limit])
+            sampled = load_sampled(self.done[source.name].folder, asked.asked(self.task.examples(asked.split)))
         prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
         return maker(self.task, prompter, sampled, seed=self.recipe.seed)
 
