@@ -13,7 +13,7 @@ from ..core.errors import ConfigError, did_you_mean
 from ..core.types import Example
 from .groups import expanded, override
 
-__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TrainStage", "load_recipe"]
+__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "StudentStage", "TrainStage", "load_recipe"]
 
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle"]
 
@@ -108,8 +108,29 @@ class TrainStage(Strict):
     teacher: str | None = None
 
 
+class StudentStage(Strict):
+    """Cut a smaller model out of the stage's model: one of the sizes of SmolLM2-135M, or what differs from the teacher."""
+
+    size: str | None = None
+    layers: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    ff: int | None = Field(default=None, ge=1)
+
+    @property
+    def numbers(self) -> dict[str, int | None]:
+        """The sizes, by the names of `StudentShape`."""
+        return {"layers": self.layers, "hidden": self.hidden, "heads": self.heads, "ff": self.ff}
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> StudentStage:
+        if (self.size is None) == (not any(self.numbers.values())):
+            raise ValueError("give either 'size', or 'layers', 'hidden', 'heads' and 'ff' as far as they differ")
+        return self
+
+
 class StageConfig(Strict):
-    """One stage: exactly one of its kinds; `model` names an earlier training stage (default: the recipe's)."""
+    """One stage: exactly one of its kinds; `model` names an earlier training or student stage (default: the recipe's)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     label: str | None = None
@@ -122,11 +143,17 @@ class StageConfig(Strict):
     data: DataStage | None = None
     train: TrainStage | None = None
     search: SearchStage | None = None
+    student: StudentStage | None = None
+
+    @property
+    def makes_a_model(self) -> bool:
+        """Whether later stages can start from what it leaves."""
+        return self.train is not None or self.student is not None
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train, self.search)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train' and 'search'")
+        if sum(part is not None for part in (self.eval, self.data, self.train, self.search, self.student)) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search' and 'student'")
         return self
 
     @property
@@ -170,7 +197,7 @@ class Recipe(Strict):
                 if name not in earlier:
                     near = did_you_mean(name, earlier)
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
-            if stage.model is not None and earlier[stage.model].train is None:
+            if stage.model is not None and not earlier[stage.model].makes_a_model:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
             for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
                 source = getattr(config, key, None)

@@ -1,4 +1,4 @@
-"""The kinds of stage: answer a split, make training rows, train, search a prompt. Each resumes inside its folder."""
+"""The kinds of stage: answer a split, make rows, train, search a prompt, cut out a student. Each resumes in its folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .making import joined, makers_of, on_rows, read_hashes, read_sources
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
-from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
-from .training import files_of, trainer_of
+from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
+from .training import files_of, student_shape, trainer_of
 from .verifying import scorers
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Workshop:
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
-        config = {key: value for key, value in config.items() if key != "search" or value is not None}
+        config = {key: value for key, value in config.items() if key not in ("search", "student") or value is not None}
         late = {"instruction", "teacher", "sources", "part", "also"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
@@ -123,6 +123,8 @@ class Workshop:
             methods = makers_of(stage, stage.data, self.recipe)
         elif stage.train is not None:
             methods = [trainer_of(stage.train)]
+        elif stage.student is not None:
+            methods = [student_shape(stage.student)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
@@ -141,6 +143,9 @@ class Workshop:
             return self._data(stage, stage.data, folder)
         if stage.search is not None:
             return self._search(stage, stage.search, folder)
+        self._engine = None  # its memory is the trainer's now
+        if stage.student is not None:
+            return self._student(stage, stage.student, folder, key)
         assert stage.train is not None
         return self._train(stage, stage.train, folder, key)
 
@@ -238,7 +243,6 @@ class Workshop:
         return maker(self.task, prompter, sampled, seed=self.recipe.seed)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
-        self._engine = None  # the engine's memory is the trainer's now
         from ..data.sources import read_rows
 
         rows = read_rows(self.done[config.data].folder / "rows.jsonl")
@@ -248,6 +252,13 @@ class Workshop:
         folders = {name: done.folder for name, done in self.done.items()}
         trained: Checkpoint = trainer_of(config, folders)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
+
+    def _student(self, stage: StageConfig, config: StudentStage, folder: Path, key: str) -> Cost:
+        from ..training.student import make_student
+
+        ref, shape, recipe = self.model_ref(stage), student_shape(config), self.recipe
+        made = make_student(ref, folder / "checkpoint", shape, seed=recipe.seed, device=recipe.device, key=key)
+        return made.checkpoint.cost
 
     def close(self) -> None:
         """Let go of the model and of the cache's file."""
