@@ -26,6 +26,7 @@ from .loop import Companions, fit
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser
 from .processes import by_first_process, rank_and_world, say
+from .rollouts import Fresh
 from .samples import Generate, Samples
 from .settings import LoopSettings, TrainerSettings, key_config
 from .step import Learner, Objective, Work
@@ -119,11 +120,12 @@ class Session:
         facts: Mapping[str, Any],
         cost: Cost | None = None,
         generate: Generate | None = None,
+        fresh: Fresh | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
-        `sample_every` asks for.
+        `sample_every` asks for, `fresh` makes what steps train on in place of their rows.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         trained = [item for item in items if item.row not in self.held]
@@ -139,7 +141,7 @@ class Session:
             alarm=Alarm(factor=loop.explode) if loop.explode else None,
         )  # fmt: skip
         companions = Companions(
-            held_out=held_out, samples=self._samples(generate), keep=loop.keep, track=loop.track,
+            held_out=held_out, samples=self._samples(generate), fresh=fresh, keep=loop.keep, track=loop.track,
             config={f.name: getattr(method, f.name) for f in fields(type(method))},
         )  # fmt: skip
         try:
