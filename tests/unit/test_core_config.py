@@ -57,7 +57,7 @@ def test_every_recipe_and_size_loads(path: Path) -> None:
         recipe = load_recipe(path, size=size)
         shop = Workshop(recipe, Path("unused"))
         for stage in recipe.stages:
-            assert shop.versions(stage)
+            assert shop.versions(stage) or (stage.data is not None and stage.data.maker is None)
 
 
 def recipe_text(tmp_path: Path, change: tuple[str, str] = ("", "")) -> Path:

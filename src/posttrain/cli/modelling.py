@@ -1,4 +1,4 @@
-"""`posttrain models`: what --model takes; `posttrain models export`: an adapter merged into a plain model."""
+"""`posttrain models`: what --model takes; `export`: an adapter merged into a plain model; `student`: a smaller model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson
+from ..core.errors import ConfigError
+from .options import AsJson, Device, Seed
 
 __all__ = ["models_app"]
 
-models_app = typer.Typer(invoke_without_command=True, help="List the model aliases, and what else --model takes; export.")
+models_app = typer.Typer(
+    invoke_without_command=True, help="List the model aliases, and what else --model takes; export; make students."
+)
 
 
 @models_app.callback()
@@ -46,3 +49,34 @@ def export(
 
     written = export_plain(model, out, dtype=dtype)
     print(json.dumps(written, ensure_ascii=False) if as_json else f"{written['out']}: {written['dtype']}")
+
+
+@models_app.command()
+def student(
+    model: Annotated[str, typer.Argument(help="The teacher: any Llama that --model takes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    size: Annotated[str | None, typer.Option(help="10m, 30m or 60m, of smollm2-135m; or the numbers below.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers, picked evenly [default: all].")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of the residual stream [default: the teacher's].")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads [default: the teacher's].")] = None,
+    ff: Annotated[int | None, typer.Option(help="Feed-forward units [default: the teacher's].")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Cut a smaller model out of a bigger one, to be trained with distill: same architecture, tokenizer and template."""
+    from ..models.student import StudentShape, shape_named
+    from ..training.plain import refuse_existing
+    from ..training.student import make_student
+
+    given = StudentShape(layers=layers, hidden=hidden, heads=heads, ff=ff)
+    if (size is None) == (given == StudentShape()):
+        raise ConfigError(
+            "give either --size, or --layers, --hidden, --heads and --ff as far as they differ from the teacher's"
+        )
+    refuse_existing(out)
+    made = make_student(model, out, given if size is None else shape_named(size), seed=seed, device=device)
+    if as_json:
+        print(json.dumps({"out": str(out), **made.facts}, ensure_ascii=False))
+    else:
+        print(f"{out}: {made.facts['parameters'] / 1e6:.1f} million parameters, {made.facts['dtype']}")

@@ -166,7 +166,8 @@ class Completion:
 
     `logprobs` are natural logs of each token under the distribution it was sampled from (temperature, top-k and
     top-p applied); `raw_logprobs` under the model itself. `top_logprobs` lists, per token, (token id, raw log-probability).
-    `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw).
+    `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw) and
+    the token itself in `end_token`, where an engine knows them.
     `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
     """
 
@@ -176,6 +177,7 @@ class Completion:
     raw_logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     end_logprob: float | None = None
+    end_token: int | None = None
     rewards: tuple[float, ...] | None = None  # what a reward model gives instead: one value, or one per step
     finish: Finish = "stop"
     stopped_by: str | None = None

@@ -7,7 +7,13 @@ the share of plain SFT. T² keeps the gradient's size when the temperature chang
 section 2).
 The teacher reads what the student reads; it writes nothing, and no gradient is computed for it.
 
-Metrics: `divergence` (mean T² D), `cross_entropy` (SFT's loss: −log q at T = 1), `trained_tokens`.
+On-policy (Agarwal et al. 2023, 2306.13649, algorithm 1): a share λ of the steps puts the student's own responses in place of
+the given ones, drawn from the student before the step,
+
+    y ~ q(· | x),  with no gradient through y
+
+Metrics: `divergence` (mean T² D), `cross_entropy` (SFT's loss: −log q at T = 1), `trained_tokens`; with λ > 0 `on_policy`
+(1 or 0), `generated` tokens and `cut`, the share of responses that the limit of tokens ended.
 """
 
 from __future__ import annotations
@@ -21,16 +27,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
-from ..core.types import Checkpoint, ModelShape
+from ..core.errors import ConfigError, DataError
+from ..core.seeds import rng
+from ..core.types import Checkpoint, Cost, Message, ModelShape, Prompt, Sampling
+from ..data.chat import render_prompt
 from ..data.masks import Encoded
-from ..engines.local.replies import replies
+from ..engines.local.replies import drawn, replies
 from ..losses.divergence import Divergence, forward_kl, jensen_shannon, log_distributions, reverse_kl
 from ..models.forward import Forward
 from ..models.load import fingerprint_of
 from ..models.sharing import share_opening
 from ..stats.flops import forward_flops, train_flops
-from ..training.rows import encode_row, fits
+from ..training.rollouts import Fresh, FreshItems, Policy
+from ..training.rows import encode_row, fits, question_turns
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..training.step import Work
@@ -44,7 +53,8 @@ class Distill(TrainerSettings):
     """Token-level knowledge distillation from a teacher with the same tokenizer, into all weights or an adapter.
 
     `teacher` is any reference to a model: alias, folder, adapter folder or hub id. Rows are those of `sft`. The responses
-    are given; best are the teacher's own, or such as the student will write.
+    are given; best are the teacher's own, or such as the student will write. With `on_policy`, a share of the steps trains
+    on responses that the student writes itself to the rows' prompts.
     """
 
     version: ClassVar[str] = "1"
@@ -59,6 +69,9 @@ class Distill(TrainerSettings):
     top_k: int = 0  # outcomes: the teacher's k likeliest tokens and all others as one; 0: every token
     sft_weight: float = 0.0  # share of plain SFT in the loss
     train: Literal["all", "last"] = "all"
+    on_policy: float = 0.0  # share of steps on the student's own responses
+    rollout_tokens: int = 128  # of such a response, at most
+    rollout_temperature: float = 1.0  # it is sampled at
 
     def __call__(self, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int) -> Checkpoint:
         """Train and return the new checkpoint in `out/checkpoint`; the same call after a kill goes on inside `out`."""
@@ -76,7 +89,8 @@ class Distill(TrainerSettings):
         )
         reading = sum(objective.teachers_flops(row) for row in rows if row.row not in session.held)
         told = {"ref": self.teacher, "fingerprint": content, "flops_per_epoch": reading}
-        return session.train(objective, rows, facts={"dropped_too_long": dropped, "teacher": told}, generate=replies)
+        facts = {"dropped_too_long": dropped, "teacher": told}
+        return session.train(objective, rows, facts=facts, generate=replies, fresh=self._fresh(session))
 
     def _check_settings(self) -> None:
         if not self.teacher:
@@ -99,6 +113,49 @@ class Distill(TrainerSettings):
                 f"distill: temperature = {self.temperature} must be positive, top_k = {self.top_k} not negative, and "
                 f"sft_weight = {self.sft_weight} in [0, 1) (all of it would be sft, without a teacher)"
             )
+        if not 0 <= self.on_policy <= 1 or self.rollout_tokens < 1 or self.rollout_temperature < 0:
+            raise ConfigError(
+                f"distill: on_policy = {self.on_policy} must be in [0, 1], rollout_tokens = {self.rollout_tokens} at "
+                f"least 1, and rollout_temperature = {self.rollout_temperature} not negative"
+            )
+        if not self.on_policy and (self.rollout_tokens, self.rollout_temperature) != (128, 1.0):
+            raise ConfigError("distill: rollout_tokens and rollout_temperature belong to on_policy: set it too")
+        if self.on_policy and self.sft_weight:
+            raise ConfigError(
+                "distill: sft_weight learns from given responses, and on_policy puts the student's own in their place: "
+                "leave one of them out"
+            )
+
+    def _fresh(self, session: Session) -> Fresh | None:
+        """Return what puts the student's responses in the place of the given ones, if that is asked for."""
+        if not self.on_policy:
+            return None
+        opened, seed = session.opened, session.seed
+        policy = Policy(
+            draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=seed,
+            sampling=Sampling(temperature=self.rollout_temperature, max_tokens=self.rollout_tokens),
+        )  # fmt: skip
+
+        def fresh(rows: Sequence[_Row], step: int) -> FreshItems:
+            if rng(seed, "on policy", step).random() >= self.on_policy:
+                return FreshItems(items=rows, cost=Cost(), measures={"on_policy": 0, "generated": 0, "cut": 0.0})
+            found, cost = policy.rollouts([Prompt(messages=row.prompt) for row in rows], step=step)
+            own = [rollouts[0] for rollouts in found]
+            items = [replace(row, encoded=rollout.encoded) for row, rollout in zip(rows, own, strict=True)]
+            cut = sum(rollout.cut for rollout in own) / len(own)
+            return FreshItems(
+                items=items, cost=cost, measures={"on_policy": 1, "generated": cost.usage.generated, "cut": cut}
+            )
+
+        return fresh
+
+    def _prompt(self, tokenizer: Any, row: Mapping[str, Any], limit: int, *, where: str) -> tuple[Message, ...] | None:
+        """Return what the student is to answer, None when a response would not fit; a row without a prompt is an error."""
+        if not {"prompt", "messages"} & row.keys():
+            raise DataError(f"{where}: on_policy needs a 'prompt' or 'messages' for the student to answer")
+        prompt = question_turns(row, where)
+        needed = len(render_prompt(tokenizer, prompt)) + self.rollout_tokens
+        return prompt if fits(needed, limit, too_long=self.too_long, where=f"{where} with its rollout_tokens") else None
 
     def _encode(self, session: Session, teacher: Teacher) -> tuple[list[_Row], int]:
         tokenizer = session.opened.loaded.tokenizer
@@ -110,8 +167,9 @@ class Distill(TrainerSettings):
                 self.teacher, encode_row(teacher.tokenizer, row, train=self.train, where=f"{where}, for the teacher"),
                 encoded, where=where,
             )  # fmt: skip
-            if fits(len(encoded.ids), limit, too_long=self.too_long, where=where):
-                rows.append(_Row(i, encoded))
+            asked = self._prompt(tokenizer, row, limit, where=where) if self.on_policy and i not in session.held else ()
+            if asked is not None and fits(len(encoded.ids), limit, too_long=self.too_long, where=where):
+                rows.append(_Row(i, encoded, asked))
         return rows, len(session.rows) - len(rows)
 
 
@@ -119,6 +177,7 @@ class Distill(TrainerSettings):
 class _Row:
     row: int
     encoded: Encoded
+    prompt: tuple[Message, ...] = ()  # for the student to answer, with on_policy
 
 
 @dataclass(frozen=True, slots=True)

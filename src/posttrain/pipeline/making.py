@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..data.rows import rows_with_scores
 from .methods import build_maker, build_prompter
 from .recipe import DataStage, Recipe, StageConfig
 
-__all__ = ["draw_rows", "makers_of", "on_rows", "read_hashes", "read_sources", "read_stages"]
+__all__ = ["draw_rows", "joined", "makers_of", "on_rows", "read_hashes", "read_sources", "read_stages"]
 
 
 def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any]:
@@ -79,3 +80,15 @@ def draw_rows(
 def on_rows(maker: Any, rows: Path) -> Any:
     """Return a maker of mixes with the rows of an earlier data stage as its domain."""
     return replace(maker, domain=str(rows))
+
+
+def joined(
+    earlier: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
+) -> tuple[list[Mapping[str, Any]], dict[str, int]]:
+    """Return the earlier rows and after them those that say something new, with counts that tell so."""
+    found = {json.dumps({key: row[key] for key in row if key != "id"}, sort_keys=True): row for row in earlier}
+    before = len(found)
+    for row in rows:
+        found.setdefault(json.dumps({key: row[key] for key in row if key != "id"}, sort_keys=True), row)
+    told = {"earlier": before, "there_already": before + len(rows) - len(found), "rows": len(found)}
+    return list(found.values()), {**counts, "new": len(rows), **told}

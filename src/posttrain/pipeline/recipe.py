@@ -1,9 +1,9 @@
-"""Recipes: a YAML file that names a model, a task and the stages to run, one after the other."""
+"""Recipes: a YAML file that names a model, a task and the stages to run, one after the other, or in groups that repeat."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,9 +11,21 @@ from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
+from ..core.types import Example
+from .groups import expanded, override
 from .retained import Retention
 
-__all__ = ["DataStage", "EvalStage", "Recipe", "SearchStage", "StageConfig", "TaskUse", "TrainStage", "load_recipe"]
+__all__ = [
+    "DataStage",
+    "EvalStage",
+    "Recipe",
+    "SearchStage",
+    "StageConfig",
+    "StudentStage",
+    "TaskUse",
+    "TrainStage",
+    "load_recipe",
+]
 
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 
@@ -32,6 +44,7 @@ class EvalStage(Strict):
     task: str | None = None  # one of the recipe's `tasks`, or a task by itself; default: the recipe's task
     teacher: str | None = None  # another model than the recipe's, by any reference: its replies are data
     split: str = "test"
+    part: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d*$")  # 2/3: the second third of the split
     limit: int | None = Field(default=None, ge=1)
     draw: int | None = Field(default=None, ge=1)  # so many examples drawn by the seed, instead of the first ones
     prompt: str = "zero_shot"
@@ -62,6 +75,22 @@ class EvalStage(Strict):
             raise ValueError("give either 'limit', the first examples, or 'draw', as many drawn by the seed")
         return self
 
+    @model_validator(mode="after")
+    def _part_exists(self) -> EvalStage:
+        if self.part is not None and self._part[0] > self._part[1]:
+            raise ValueError(f"part {self.part} is beyond the last of {self._part[1]} parts")
+        return self
+
+    @property
+    def _part(self) -> tuple[int, int]:
+        number, _, of = (self.part or "1/1").partition("/")
+        return int(number), int(of)
+
+    def part_of(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return the part of a split's examples that is asked."""
+        number, of = self._part
+        return examples[len(examples) * (number - 1) // of : len(examples) * number // of]
+
 
 class SearchStage(Strict):
     """Search for an instruction (`PromptSearch` has the settings) and measure it on a split the search never sees."""
@@ -85,6 +114,7 @@ class DataStage(Strict):
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
     stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
     draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
+    also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
@@ -109,8 +139,29 @@ class TrainStage(Strict):
     teacher: str | None = None
 
 
+class StudentStage(Strict):
+    """Cut a smaller model out of the stage's model: one of the sizes of SmolLM2-135M, or what differs from the teacher."""
+
+    size: str | None = None
+    layers: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    ff: int | None = Field(default=None, ge=1)
+
+    @property
+    def numbers(self) -> dict[str, int | None]:
+        """The sizes, by the names of `StudentShape`."""
+        return {"layers": self.layers, "hidden": self.hidden, "heads": self.heads, "ff": self.ff}
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> StudentStage:
+        if (self.size is None) == (not any(self.numbers.values())):
+            raise ValueError("give either 'size', or 'layers', 'hidden', 'heads' and 'ff' as far as they differ")
+        return self
+
+
 class StageConfig(Strict):
-    """One stage: exactly one of its kinds; `model` names an earlier training stage (default: the recipe's)."""
+    """One stage: exactly one of its kinds; `model` names an earlier training or student stage (default: the recipe's)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     label: str | None = None
@@ -123,18 +174,24 @@ class StageConfig(Strict):
     data: DataStage | None = None
     train: TrainStage | None = None
     search: SearchStage | None = None
+    student: StudentStage | None = None
+
+    @property
+    def makes_a_model(self) -> bool:
+        """Whether later stages can start from what it leaves."""
+        return self.train is not None or self.student is not None
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train, self.search)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train' and 'search'")
+        if sum(part is not None for part in (self.eval, self.data, self.train, self.search, self.student)) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search' and 'student'")
         return self
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
-        names += [self.data.source, *(self.data.stages or ())] if self.data else []
+        names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
@@ -176,6 +233,11 @@ class Recipe(Strict):
             self.stages.extend(stage for stage in made if stage.name not in there)
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _groups(cls, values: Any) -> Any:
+        return {**values, "stages": expanded(values.get("stages"))} if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _references(self) -> Recipe:
         earlier: dict[str, StageConfig] = {}
@@ -186,13 +248,13 @@ class Recipe(Strict):
                 if name not in earlier:
                     near = did_you_mean(name, earlier)
                     raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
-            if stage.model is not None and earlier[stage.model].train is None:
+            if stage.model is not None and not earlier[stage.model].makes_a_model:
                 raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
             for name in stage.data.stages or () if stage.data is not None else ():
                 if earlier[name].data is None:
                     raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
-            for key in ("data", "eval_data"):
-                source = getattr(stage.train, key, None)
+            for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
+                source = getattr(config, key, None)
                 if source is not None and earlier[source].data is None:
                     raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
             if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
@@ -228,7 +290,7 @@ def load_recipe(path: Path, *, size: str | None = None, overrides: Mapping[str, 
         changes.update(sizes[size])
     changes.update(overrides or {})
     for key, value in changes.items():
-        _override(values, key, value, where=str(path))
+        override(values, key, value, where=str(path))
     variables = {name: str(value) for name, value in (values.get("vars") or {}).items()}
     return validate(Recipe, {**_filled(values, variables, where=str(path)), "vars": variables}, where=str(path))
 
@@ -246,22 +308,3 @@ def _filled(value: Any, variables: Mapping[str, str], *, where: str) -> Any:
     if isinstance(value, dict):
         return {key: _filled(item, variables, where=where) for key, item in value.items()}
     return [_filled(item, variables, where=where) for item in value] if isinstance(value, list) else value
-
-
-def _override(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
-    """Set a dotted key; stages are addressed by their names."""
-    current: Any = values
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(current, list):
-            named = {item.get("name"): item for item in current if isinstance(item, dict)}
-            if part not in named:
-                raise ConfigError(f"{where}: '{key}': no stage '{part}'{did_you_mean(part, [str(n) for n in named])}")
-            current = named[part]
-        elif isinstance(current, dict):
-            current = current.setdefault(part, {})
-        else:
-            raise ConfigError(f"{where}: '{key}': '{part}' is inside a plain value")
-    if not isinstance(current, dict):
-        raise ConfigError(f"{where}: '{key}' names no setting")
-    current[last] = value

@@ -41,9 +41,9 @@ class StageTasks:
         return self._loaded[name]
 
     def examples(self, stage: StageConfig, config: EvalStage) -> Sequence[Example]:
-        """Return what an evaluation answers: the first examples of its split, or as many drawn by the seed, in order."""
+        """Return what an evaluation answers: the first examples of its split (or part), or as many drawn, in order."""
         task = self.of(stage)
-        found = task.examples(config.split)
+        found = config.part_of(task.examples(config.split))
         if config.draw is None:
             return found[: config.limit]
         if config.draw > len(found):

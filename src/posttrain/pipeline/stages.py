@@ -1,4 +1,4 @@
-"""The kinds of stage: answer a split, make training rows, train, search a prompt. Each resumes inside its folder."""
+"""The kinds of stage: answer a split, make rows, train, search a prompt, cut out a student. Each resumes in its folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
 from .evaluate import Evaluation, evaluate, load_sampled
-from .making import draw_rows, makers_of, on_rows, read_hashes, read_sources, read_stages
+from .making import draw_rows, joined, makers_of, on_rows, read_hashes, read_sources, read_stages
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
-from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
+from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
 from .stage_tasks import StageTasks
-from .training import files_of, trainer_of
+from .training import files_of, student_shape, trainer_of
 from .verifying import scorers
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class Workshop:
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
-        config = {key: value for key, value in config.items() if key != "search" or value is not None}
-        late = {"instruction", "teacher", "sources", "task", "draw", "stages"}
+        config = {key: value for key, value in config.items() if key not in ("search", "student") or value is not None}
+        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -122,6 +122,8 @@ class Workshop:
             methods = makers_of(stage, stage.data, self.recipe)
         elif stage.train is not None:
             methods = [trainer_of(stage.train)]
+        elif stage.student is not None:
+            methods = [student_shape(stage.student)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
@@ -140,6 +142,9 @@ class Workshop:
             return self._data(stage, stage.data, folder)
         if stage.search is not None:
             return self._search(stage, stage.search, folder)
+        self._engine = None  # its memory is the trainer's now
+        if stage.student is not None:
+            return self._student(stage, stage.student, folder, key)
         assert stage.train is not None
         return self._train(stage, stage.train, folder, key)
 
@@ -204,27 +209,34 @@ class Workshop:
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
-        if config.file is not None:
-            from ..data.rows import rows_with_scores
-            from ..data.sources import read_rows
+        from ..data.rows import rows_with_scores
+        from ..data.sources import read_rows
 
+        if config.file is not None:
             rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
             counts: Mapping[str, int] = {"rows": len(rows)}
         else:
-            seed = self.recipe.seed
-            if config.sources is not None:
-                made = read_sources(config.sources, seed=seed)
-            elif config.stages is not None:
-                made = read_stages(config.stages, {name: done.folder for name, done in self.done.items()}, seed=seed)
-            else:
-                made = self._made(stage, config)
+            try:
+                made = self._rows(stage, config)
+            except DataError as error:
+                raise DataError(f"stage '{stage.name}': {error}") from None
             rows, counts = made.rows, made.counts
         if config.draw is not None:
             rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
+        if config.also is not None:
+            rows, counts = joined(read_rows(self.done[config.also].folder / "rows.jsonl"), rows, counts)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
         return Cost()
+
+    def _rows(self, stage: StageConfig, config: DataStage) -> Made:
+        seed = self.recipe.seed
+        if config.sources is not None:
+            return read_sources(config.sources, seed=seed)
+        if config.stages is not None:
+            return read_stages(config.stages, {name: done.folder for name, done in self.done.items()}, seed=seed)
+        return self._made(stage, config)
 
     def _made(self, stage: StageConfig, config: DataStage) -> Made:
         assert config.maker is not None
@@ -241,7 +253,6 @@ class Workshop:
         return maker(task, prompter, sampled, seed=self.recipe.seed)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
-        self._engine = None  # the engine's memory is the trainer's now
         from ..data.sources import read_rows
 
         rows = read_rows(self.done[config.data].folder / "rows.jsonl")
@@ -251,6 +262,13 @@ class Workshop:
         folders = {name: done.folder for name, done in self.done.items()}
         trained: Checkpoint = trainer_of(config, folders)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
+
+    def _student(self, stage: StageConfig, config: StudentStage, folder: Path, key: str) -> Cost:
+        from ..training.student import make_student
+
+        ref, shape, recipe = self.model_ref(stage), student_shape(config), self.recipe
+        made = make_student(ref, folder / "checkpoint", shape, seed=recipe.seed, device=recipe.device, key=key)
+        return made.checkpoint.cost
 
     def close(self) -> None:
         """Let go of the model and of the cache's file."""

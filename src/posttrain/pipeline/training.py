@@ -1,20 +1,23 @@
-"""What a training stage does: build its trainer and hand it what earlier stages made for it."""
+"""What stages need that make a model: the trainer with what earlier stages made for it, or the shape of a student."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
 from ..core.files import file_hash
 from ..core.protocols import Trainer
 from .methods import build_trainer
 from .opening import static_fingerprint
-from .recipe import TrainStage
+from .recipe import StudentStage, TrainStage
 
-__all__ = ["files_of", "trainer_of"]
+if TYPE_CHECKING:
+    from ..models.student import StudentShape
+
+__all__ = ["files_of", "student_shape", "trainer_of"]
 
 
 def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) -> Trainer:
@@ -50,3 +53,10 @@ def files_of(trainer: Any) -> dict[str, str]:
     if teacher := getattr(trainer, "teacher", ""):
         found["teacher"] = static_fingerprint(teacher)
     return found
+
+
+def student_shape(config: StudentStage) -> StudentShape:
+    """Return the shape of a stage's student; raises `ConfigError` for an unknown size."""
+    from ..models.student import StudentShape, shape_named
+
+    return StudentShape(**config.numbers) if config.size is None else shape_named(config.size)

@@ -17,6 +17,7 @@ from .batching import step_rows, steps_per_epoch
 from .heldout import HeldOut
 from .optimiser import learning_rate
 from .processes import agree, by_first_process, rank_and_world, say
+from .rollouts import Fresh
 from .samples import Samples
 from .settings import Tracker
 from .state import Metrics, all_states, cost_from_dict, keep_states, load_newest, save_state, step_of
@@ -28,10 +29,11 @@ __all__ = ["Companions", "fit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
-    """What goes along with training; none of it changes a step."""
+    """What goes along with training; but for `fresh`, none of it changes a step."""
 
     held_out: HeldOut | None = None
     samples: Samples | None = None
+    fresh: Fresh | None = None  # this one does: what steps train on in place of their rows
     track: Tracker | None = None
     config: Mapping[str, Any] = field(default_factory=dict)  # what the tracker shows beside the metrics
     keep: int = 1  # saved states
@@ -83,7 +85,8 @@ def fit(
                 step, total=total, peak=settings.lr, schedule=settings.schedule, warmup=settings.warmup,
                 decay_share=settings.decay_share,
             )  # fmt: skip
-            measured = learner.update([items[i] for i in rows], step=step, lr=lr)
+            chosen, told = _items_of_step(learner, [items[i] for i in rows], step, companions.fresh)
+            measured = learner.update(chosen, step=step, lr=lr) | told
             if held_out is not None:
                 measured |= held_out.after(learner, step + 1, total)
                 if first:
@@ -97,6 +100,17 @@ def fit(
     if held_out is not None:
         held_out.restore_best(learner)
     return total
+
+
+def _items_of_step(
+    learner: Learner, rows: Sequence[Any], step: int, fresh: Fresh | None
+) -> tuple[Sequence[Any], dict[str, float]]:
+    """Return what a step trains on, and what is to be told of it."""
+    if fresh is None:
+        return rows, {}
+    made = fresh(rows, step)
+    learner.cost += made.cost
+    return made.items, made.measures
 
 
 class _Lines:

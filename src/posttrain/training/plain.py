@@ -15,7 +15,7 @@ from ..models.gguf_write import FloatKind, write_gguf
 from ..models.load import LoadedModel, load
 from .state import replace_folder, save_model
 
-__all__ = ["export_plain"]
+__all__ = ["export_plain", "float_kind", "refuse_existing", "write_folder"]
 
 
 def export_plain(ref: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]:
@@ -24,40 +24,52 @@ def export_plain(ref: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]:
     An adapter is merged in float32 and rounded once, to `dtype` (auto: the type its base is saved in). Returns what was
     written. Raises `ModelError` for an adapter that cannot be merged, `ConfigError` when `out` is already there.
     """
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"{out} is already there: remove it or choose another place")
+    refuse_existing(out)
     loaded = load(ref, device="cpu", dtype="float32")
     if loaded.adapter is not None:
         raise ModelError(
             f"{ref}: a {loaded.adapter} adapter is no change of its base's weights, so there is no merged model to export; "
             "`posttrain eval`, `chat` and `train` open the adapter folder as it is"
         )
-    kind = _kind(loaded, dtype)
+    kind = float_kind(loaded, dtype)
     model = loaded.model.to(getattr(torch, kind))
     facts = {"from": ref, "fingerprint": loaded.fingerprint, "dtype": kind}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".writing-{out.name}"
-    with disk_errors(out):
-        if out.suffix == ".gguf":
-            try:
-                write_gguf(model, loaded.tokenizer, aside, kind=kind)
-                aside.replace(out)
-            finally:
-                aside.unlink(missing_ok=True)
-        else:
-            _write_folder(model, loaded.tokenizer, aside, out, facts)
+    if out.suffix == ".gguf":
+        _write_file(model, loaded.tokenizer, out, kind)
+    else:
+        write_folder(model, loaded.tokenizer, out, {"exported": facts})
     return {"out": str(out), "parameters": loaded.shape.parameters, **facts}
 
 
-def _write_folder(model: Any, tokenizer: Any, aside: Path, out: Path, facts: Mapping[str, Any]) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_model(model, tokenizer, aside)
-    write_json(aside / "posttrain.json", {"exported": dict(facts)})
-    replace_folder(aside, out)
+def write_folder(model: Any, tokenizer: Any, out: Path, facts: Mapping[str, Any]) -> None:
+    """Write a Hugging Face folder with these facts as its `posttrain.json`: whole or not at all."""
+    aside = out.parent / f".writing-{out.name}"
+    with disk_errors(out):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_model(model, tokenizer, aside)
+        write_json(aside / "posttrain.json", dict(facts))
+        replace_folder(aside, out)
 
 
-def _kind(loaded: LoadedModel, dtype: str) -> FloatKind:
+def _write_file(model: Any, tokenizer: Any, out: Path, kind: FloatKind) -> None:
+    aside = out.parent / f".writing-{out.name}"
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_gguf(model, tokenizer, aside, kind=kind)
+            aside.replace(out)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `ConfigError` when something is there already."""
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out} is already there: remove it or choose another place")
+
+
+def float_kind(loaded: LoadedModel, dtype: str) -> FloatKind:
     """Return the type to write: the one asked for, or the one that the base's configuration names."""
     if dtype == "auto":
         from transformers import AutoConfig

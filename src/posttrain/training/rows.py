@@ -10,7 +10,7 @@ from ..core.types import Message
 from ..data.masks import Encoded, encode_completion, encode_conversation, encode_text
 from .opening import messages_of
 
-__all__ = ["encode_pair", "encode_row", "fits", "split_response"]
+__all__ = ["encode_pair", "encode_row", "fits", "question_turns", "split_response"]
 
 
 def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"], where: str) -> Encoded:
@@ -27,6 +27,13 @@ def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", 
     raise DataError(
         f"{where}: expected 'messages', 'prompt' and a text 'completion', or 'text'; found {', '.join(sorted(row))}"
     )
+
+
+def question_turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """Return what a row asks: its `prompt`, or its conversation up to the assistant's last turn."""
+    turns = messages_of(row.get("prompt", row.get("messages", row.get("chosen"))), where)
+    last = max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+    return tuple(turns if "prompt" in row or last == 0 else turns[:last])
 
 
 def encode_pair(tokenizer: Any, row: Mapping[str, Any], *, where: str) -> tuple[Encoded, Encoded]:

@@ -11,8 +11,8 @@ from ..core.errors import DataError
 from ..core.types import Completion, Cost, Message, ModelShape, Prompt, Sampling
 from ..data.chat import render_prompt
 from ..data.sources import read_rows
-from .opening import messages_of
 from .processes import by_first_process, rank_and_world
+from .rows import question_turns
 from .state import Metrics
 from .step import Learner
 
@@ -29,15 +29,7 @@ class Generate(Protocol):
 
 def prompts_of(rows: Sequence[Mapping[str, Any]], where: str) -> list[tuple[Message, ...]]:
     """Return what each row asks: its `prompt`, or its conversation up to the assistant's last turn; no question twice."""
-    found: dict[tuple[Message, ...], None] = {}
-    for i, row in enumerate(rows):
-        value = row.get("prompt", row.get("messages", row.get("chosen")))
-        turns = messages_of(value, f"{where}, row {i + 1}")
-        last = max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
-        if "prompt" in row or last == 0:
-            last = len(turns)
-        found[tuple(turns[:last])] = None
-    return list(found)
+    return list(dict.fromkeys(question_turns(row, f"{where}, row {i + 1}") for i, row in enumerate(rows)))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from .memory import forget_peak
 from .opening import Adaptation, Opened, open_start
 from .optimiser import Optimisation, Optimiser
 from .processes import agree, by_first_process, rank_and_world, say
+from .rollouts import Fresh
 from .samples import Generate, Samples
 from .settings import LoopSettings, TrainerSettings, key_config
 from .shards import check_shardable, make_whole, shard
@@ -128,13 +129,19 @@ class Session:
         facts: Mapping[str, Any],
         cost: Cost | None = None,
         generate: Generate | None = None,
+        fresh: Fresh | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
-        `sample_every` asks for.
+        `sample_every` asks for, `fresh` makes what steps train on in place of their rows.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
+        if fresh is not None and loop.sharding == "full":
+            raise ConfigError(
+                f"{name}: sharding=full does not go with samples of the model in training: leave sharding out, or train on "
+                "given rows alone"
+            )
         trained = [item for item in items if item.row not in self.held]
         held_out = self._held_out(trained, [item for item in items if item.row in self.held])
         needs, parameters = self._estimate(objective, trained, held_out), self.opened.parameters
@@ -150,7 +157,7 @@ class Session:
             alarm=Alarm(factor=loop.explode) if loop.explode else None,
         )  # fmt: skip
         companions = Companions(
-            held_out=held_out, samples=self._samples(generate), keep=loop.keep, track=loop.track,
+            held_out=held_out, samples=self._samples(generate), fresh=fresh, keep=loop.keep, track=loop.track,
             config={f.name: getattr(method, f.name) for f in fields(type(method))},
         )  # fmt: skip
         try:

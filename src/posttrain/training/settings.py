@@ -30,7 +30,10 @@ NEUTRAL = frozenset(
     }
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
-LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
+LATER = {
+    "targets": "all-linear", "virtual_tokens": 20, "width": 64,
+    "on_policy": 0.0, "rollout_tokens": 128, "rollout_temperature": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

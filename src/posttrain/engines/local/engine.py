@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -186,6 +187,10 @@ class LocalEngine:
     def text_of(self, completion: Completion, tokens: int) -> str:
         """Return the text of a completion's first tokens."""
         return decode_text(self._tokenizer, completion.tokens[:tokens])
+
+    def together(self) -> AbstractContextManager[None]:
+        """Start the calls that this thread makes inside in one batch, so that equal calls run in equal company."""
+        return self._scheduler.together()
 
     def update(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Replace weights in place, by the names of `model.state_dict()`; none at all: they have been changed in place.

@@ -67,6 +67,12 @@ class Scheduler:
             self._lock.notify_all()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold up the worker: what is submitted inside, by this thread, starts in one batch however slowly it comes."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold up new requests while the weights are replaced; raise ModelError if something is running."""
         with self._lock:

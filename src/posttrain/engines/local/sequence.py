@@ -101,6 +101,7 @@ class Trace:
         self.top: list[tuple[tuple[int, float], ...]] = []
         self.generated = 0
         self.end_logprob: float | None = None
+        self.end_token: int | None = None
         self._tokenizer = tokenizer
         self._end_ids = end_ids
         watched = request.sampling.stop or request.on_text
@@ -112,7 +113,7 @@ class Trace:
         self.generated += 1
         sampling = self.request.sampling
         if token in self._end_ids:
-            self.end_logprob = raw
+            self.end_logprob, self.end_token = raw, token
             return "stop"
         self.tokens.append(token)
         self.logprobs.append(logprob)
@@ -172,6 +173,7 @@ class Trace:
             raw_logprobs=tuple(self.raw_logprobs[:kept]),
             top_logprobs=tuple(self.top[:kept]) if sampling.logprobs else None,
             end_logprob=self.end_logprob,
+            end_token=self.end_token,
             finish=finish,
             stopped_by=stopped_by,
             sample=self.sample,

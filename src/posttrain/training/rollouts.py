@@ -1,0 +1,109 @@
+"""Rollouts: what a step trains on is written by the model in training, with the weights that it has before the step.
+
+A rollout is a pure function of the run's seed, the step, the weights and the prompt. A killed run that goes on from a saved
+state has the same weights at the same step and so writes the same again: there is no generator state and no buffer to save.
+Rollouts of a step are drawn before it is cut into micro-batches, so they depend neither on these nor on accumulation.
+No gradient passes through sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from ..core.seeds import derive
+from ..core.types import Completion, Cost, ModelShape, Prompt, Sampling
+from ..data.chat import render_prompt
+from ..data.masks import Encoded
+from .processes import rank_and_world
+
+__all__ = ["Draw", "Fresh", "FreshItems", "Policy", "Rollout"]
+
+Asked = Sequence[tuple[Prompt, Sequence[int]]]
+
+
+class Draw(Protocol):
+    """Draws from a model in training (`engines.local.replies.drawn`): the samples with these indices, and the cost."""
+
+    def __call__(
+        self, model: Any, tokenizer: Any, asked: Asked, sampling: Sampling, *, seed: int, shape: ModelShape
+    ) -> tuple[list[list[Completion]], Cost]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshItems:
+    """What a step trains on in place of its rows, what making it cost, and what the step's line of metrics tells of it."""
+
+    items: Sequence[Any]
+    cost: Cost
+    measures: dict[str, float]
+
+
+Fresh = Callable[[Sequence[Any], int], FreshItems]  # (the step's rows, the step from 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A sample of the policy. `encoded` are the prompt's ids and all that was drawn, its end too, which are trained."""
+
+    encoded: Encoded
+    completion: Completion
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was ended by the limit of tokens."""
+        return self.completion.finish == "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The model in training, to be asked for samples of its own."""
+
+    draw: Draw
+    model: Any
+    tokenizer: Any
+    shape: ModelShape
+    sampling: Sampling
+    seed: int
+
+    def rollouts(self, prompts: Sequence[Prompt], *, step: int, samples: int = 1) -> tuple[list[list[Rollout]], Cost]:
+        """Return `samples` rollouts of each prompt of a step, and their cost; equal prompts get different samples.
+
+        Several processes draw a share each and have all of them in the end.
+        """
+        drawn_before: dict[Prompt, int] = {}
+        asked: list[tuple[Prompt, Sequence[int]]] = []
+        for prompt in prompts:
+            first = drawn_before.get(prompt, 0)
+            asked.append((prompt, range(first, first + samples)))
+            drawn_before[prompt] = first + samples
+        found, cost = self._drawn(asked, derive(self.seed, "rollouts", step))
+        return [
+            [self._rollout(prompt, completion) for completion in completions]
+            for prompt, completions in zip(prompts, found, strict=True)
+        ], cost
+
+    def _drawn(self, asked: Asked, seed: int) -> tuple[list[list[Completion]], Cost]:
+        rank, world = rank_and_world()
+        own = self.draw(
+            self.model, self.tokenizer, asked[rank::world], self.sampling, seed=seed, shape=self.shape
+        )  # fmt: skip
+        if world == 1:
+            return own
+        shares: list[Any] = [None] * world
+        dist.all_gather_object(shares, own)
+        found: list[list[Completion]] = [[]] * len(asked)
+        for other, (completions, _) in enumerate(shares):
+            found[other::world] = completions
+        return found, sum((cost for _, cost in shares), Cost())
+
+    def _rollout(self, prompt: Prompt, completion: Completion) -> Rollout:
+        asked = render_prompt(self.tokenizer, prompt.messages, opening=prompt.opening, prefix=prompt.prefix)
+        end = [] if completion.end_token is None else [completion.end_token]
+        written = [*completion.tokens, *end]
+        return Rollout(
+            encoded=Encoded([*asked, *written], [False] * len(asked) + [True] * len(written)), completion=completion
+        )
