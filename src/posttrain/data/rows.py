@@ -13,6 +13,9 @@ __all__ = ["rows_for", "rows_with_scores"]
 
 def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
     """Return rows of any known shape as a trainer takes them."""
+    if getattr(trainer, "labelled", False):
+        made = training_rows(rows, where)
+        return [{**new, "label": old["label"]} if "label" in old else new for new, old in zip(made, rows, strict=True)]
     return rows_with_scores(rows, where) if getattr(trainer, "scored", False) else training_rows(rows, where)
 
 

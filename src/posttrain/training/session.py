@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,12 @@ class Session:
         facts: Mapping[str, Any],
         cost: Cost | None = None,
         generate: Generate | None = None,
+        closing: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
-        `sample_every` asks for.
+        `sample_every` asks for; `closing` returns facts that the lines of metrics tell in the end.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         trained = [item for item in items if item.row not in self.held]
@@ -152,6 +153,9 @@ class Session:
         finally:
             optimiser.close()
         told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
+        if rank_and_world()[0] == 0:  # which alone writes these files
+            told |= {} if companions.samples is None else {"reply_tokens": companions.samples.lengths()}
+            told |= {} if closing is None else closing(read_rows(self.out / "metrics.jsonl"))
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},

@@ -19,7 +19,10 @@ NEUTRAL = frozenset(
     {"activation_checkpointing", "keep", "explode", "track", "sample_every", "sample_data", "sample_count", "sample_tokens"}
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
-LATER = {"targets": "all-linear", "virtual_tokens": 20, "width": 64}
+LATER = {
+    "targets": "all-linear", "virtual_tokens": 20, "width": 64, "gap": 0.0, "per_token": False, "reference_free": False,
+    "f_divergence": "reverse_kl", "f_alpha": 0.5, "likelihood": 0.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
