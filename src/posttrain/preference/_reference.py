@@ -54,12 +54,13 @@ def work_of(
 def both_fell(lines: Sequence[Mapping[str, Any]], sides: tuple[str, str] = ("chosen", "rejected")) -> dict[str, Any]:
     """Tell when the better responses, too, have become less likely than they were: over the last tenth of the steps.
 
-    Returns what `posttrain.json` says about it; nothing without a reference.
+    Returns what `posttrain.json` says about it; nothing without a reference, or where these steps had one kind alone.
     """
-    last = [line for line in lines[-max(1, len(lines) // 10) :] if f"change_{sides[0]}" in line]
-    if not last:
+    last = lines[-max(1, len(lines) // 10) :]
+    found = {side: [line[f"change_{side}"] for line in last if f"change_{side}" in line] for side in sides}
+    if not all(found.values()):
         return {}
-    change = {side: sum(line[f"change_{side}"] for line in last) / len(last) for side in sides}
+    change = {side: sum(nats) / len(nats) for side, nats in found.items()}
     fell = all(nats < 0 for nats in change.values())
     if fell:
         better, worse = sides
