@@ -36,7 +36,8 @@ def follow(trainer, config, rows, start, columns, out, *, steps, batch, lr=1e-2)
 
     common = {
         "output_dir": str(out), "per_device_train_batch_size": batch // 2, "gradient_accumulation_steps": 2,
-        "learning_rate": lr, "num_train_epochs": 1, "lr_scheduler_type": "linear", "warmup_steps": 0, "logging_steps": 1, "report_to": [],
+        "learning_rate": lr, "num_train_epochs": 1, "lr_scheduler_type": "linear",
+        "warmup_steps": 0, "logging_steps": 1, "report_to": [],
         "save_strategy": "no", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_length": None,
         "disable_tqdm": True,
     }  # fmt: skip
