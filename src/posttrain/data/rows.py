@@ -17,7 +17,7 @@ def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> lis
 
 
 def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return rows as `training_rows` does, but keep a `score` and a `label` of true or false, and rows with `scores` as they are.
+    """Return rows as `training_rows` does, but keep `score` and a `label` of true or false, and rows with `scores` as is.
 
     Raises `DataError` when only some rows have the lists.
     """
