@@ -143,7 +143,7 @@ def test_too_long_rows_are_an_error_or_counted(start, tmp_path):
     assert facts["data"]["dropped_too_long"] == 1
     assert facts["data"]["rows"] == 5
     pairs = [*preferences(3), {"prompt": "p", "chosen": "y" * 100, "rejected": "n"}]
-    with pytest.raises(DataError, match="row 3: prompt and response have"):
+    with pytest.raises(DataError, match=r"row 3 has \d+ tokens"):
         replace(DPO, max_length=60)(start, pairs, tmp_path / "c", seed=0)
 
 

@@ -31,6 +31,7 @@ def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
                 continue
             what = method["summary"] + (f"\n[dim]{method['paper']}[/]" if method["paper"] else "")
             what += f"\nneeds an engine with: {method['needs']}" if method["needs"] else ""
+            what += "".join(f"\n{other}: {spec}" for other, spec in method["known_as"].items())
             settings = [*method["settings"], *(["and those of every trainer (docs: training)"] if method["shared"] else [])]
             price = "\n".join(text for text in (method["cost"], method["fails"]) if text)
             name = f"[bold]{method['name']}[/]" + ("" if method["measured"] else "\n[yellow]not measured yet[/]")

@@ -1,11 +1,11 @@
-"""Preference losses as functions of log-probabilities. Un-reduced: one value per pair, shape [B].
+"""Preference losses as functions of a pair's margin. Un-reduced: one value per pair, shape [B].
 
 With h = log π(y|x) − log π_ref(y|x) summed over the response's tokens, a pair has one margin
 
     m = β (h_chosen − h_rejected)
 
-and the DPO family differs only in the function applied to it. So a loss is a function of m; another family member is
-another line.
+and the DPO family differs in what stands in the place of h (`losses/pairs.py`) and in the function applied to m: so a loss
+is a function of m, and another family member another function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["MARGIN_LOSSES", "MarginLoss", "hinge", "implicit_reward", "sigmoid"]
+__all__ = ["MarginLoss", "hinge", "implicit_reward", "robust", "sigmoid", "squared"]
 
 MarginLoss = Callable[[Tensor, float], Tensor]
 
@@ -36,6 +36,17 @@ def sigmoid(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return -(1 - label_smoothing) * logsigmoid(margin_B) - label_smoothing * logsigmoid(-margin_B)
 
 
+def robust(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Robust DPO: [−(1−ε) log σ(m) + ε log σ(−m)] / (1−2ε), per pair (Chowdhury et al. 2024, 2403.00409).
+
+    Its mean over labels that were flipped with probability ε is DPO's loss on the true ones. Unbounded below for wrong
+    labels. Gradient: σ(m) − (1−ε) / (1−2ε).
+    """
+    _check_smoothing(label_smoothing, below=0.5)
+    kept, flipped = -logsigmoid(margin_B), -logsigmoid(-margin_B)
+    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
 def hinge(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """SLiC on the normalised likelihood: max(0, 1 − m), per pair (Liu et al. 2023, 2309.06657, table 1)."""
     if label_smoothing:
@@ -43,7 +54,13 @@ def hinge(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return torch.relu(1 - margin_B)
 
 
-MARGIN_LOSSES: dict[str, MarginLoss] = {"sigmoid": sigmoid, "hinge": hinge}
+def squared(margin_B: Tensor, *, beta: float) -> Tensor:
+    """IPO: (m/β − 1/(2β))², per pair (Azar et al. 2023, 2310.12036, eq. 17, with its τ as β): the margin's target is ½.
+
+    m is of mean log-ratios per token: of sums, the target would be reached by long responses alone. Gradient by m:
+    2 (m − ½) / β².
+    """
+    return ((margin_B - 0.5) / beta).square()
 
 
 def _check_smoothing(value: float, *, below: float) -> None:

@@ -55,7 +55,12 @@ def _find(spec: Spec, packages: tuple[str, ...], kind: str) -> type[Any]:
     for package in packages:
         if spec.name in available(package):
             return lookup(spec.name, package, kind)
-    names = [name for package in packages for name in available(package)]
+    places = [(name, package) for package in packages for name in available(package)]
+    for name, package in places:
+        known_as = getattr(lookup(name, package, kind), "known_as", {})
+        if spec.name in known_as:
+            raise ConfigError(f"'{spec.name}' is a setting of another {kind}: write {known_as[spec.name]}")
+    names = [name for name, _ in places]
     raise ConfigError(f"unknown {kind} '{spec.name}'{did_you_mean(spec.name, names)}")
 
 
@@ -73,6 +78,7 @@ class Described:
     cost: str
     fails: str
     measured: bool  # there is a result page with it
+    known_as: dict[str, str]  # names of the literature, and the specs they are here
 
 
 def describe_methods() -> Iterator[Described]:
@@ -92,6 +98,7 @@ def describe_methods() -> Iterator[Described]:
                 cost=getattr(cls, "cost", ""),
                 fails=getattr(cls, "fails", ""),
                 measured=getattr(cls, "measured", False),
+                known_as=dict(getattr(cls, "known_as", {})),
             )
 
 

@@ -87,9 +87,19 @@ class Samples:
             assert self._file is not None
             for prompt, reply in zip(self.prompts, found, strict=True):
                 messages = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
-                self._file.write({"step": step, "messages": messages, "reply": reply.text, "finish": reply.finish})
+                tokens = len(reply.tokens)
+                self._file.write(
+                    {"step": step, "messages": messages, "reply": reply.text, "finish": reply.finish, "tokens": tokens}
+                )
 
         by_first_process(work)
+
+    def lengths(self) -> dict[str, float]:
+        """Return the mean tokens of the first replies and of the last ones: whether training made replies longer."""
+        rows = read_rows(self.path)
+        ends = {"first": rows[0]["step"], "last": rows[-1]["step"]}
+        replies = {name: [row["tokens"] for row in rows if row["step"] == step] for name, step in ends.items()}
+        return {name: sum(tokens) / len(tokens) for name, tokens in replies.items()}
 
     def close(self) -> None:
         """Close the file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -130,11 +130,13 @@ class Session:
         cost: Cost | None = None,
         generate: Generate | None = None,
         fresh: Fresh | None = None,
+        closing: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
-        `sample_every` asks for, `fresh` makes what steps train on in place of their rows.
+        `sample_every` asks for, `fresh` makes what steps train on in place of their rows; `closing` returns facts that the
+        lines of metrics tell in the end.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         if fresh is not None and loop.sharding == "full":
@@ -170,6 +172,9 @@ class Session:
         if sharded:
             make_whole(self.module, frozen=self.opened.base is None)
         told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
+        if rank_and_world()[0] == 0:  # which alone writes these files
+            told |= {} if companions.samples is None else {"reply_tokens": companions.samples.lengths()}
+            told |= {} if closing is None else closing(read_rows(self.out / "metrics.jsonl"))
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},

@@ -51,7 +51,11 @@ class Objective(Protocol):
         ...
 
     def __call__(self, module: Any, items: Sequence[Any], totals: Any) -> tuple[Tensor, Mapping[str, Any]]:
-        """Return this micro-batch's share of the loss, and of each measure: shares add up to the step's value."""
+        """Return this micro-batch's share of the loss, and of each measure: shares add up to the step's value.
+
+        An objective that must know something of the whole step first (KTO's baseline) has `complete(totals, sums)` too: it
+        is called with the totals as counted, returns measures without a loss, and `complete` makes totals of their sums.
+        """
         ...
 
 
@@ -80,7 +84,7 @@ class Learner:
         began = time.perf_counter()
         rank, world = rank_and_world()
         work = [self.objective.work(item) for item in items]
-        totals = self.objective.totals(items)
+        totals = self._totals(items, work)
         torch.manual_seed(derive(self.seed, "step", step, rank))
         self.module.train()
         sums = self._shares(items, work, totals)
@@ -109,13 +113,28 @@ class Learner:
         began = time.perf_counter()
         work = [self.objective.work(item, backward=False) for item in items]
         self.module.eval()
-        sums = self._shares(items, work, self.objective.totals(items))
+        sums = self._shares(items, work, self._totals(items, work))
         if rank_and_world()[1] > 1:
             sums = _summed_over_processes(sums, self.device)
         if self.optimiser.sharded:
             rest(self.module)
         self._charge(work, began)
         return {name: float(value) for name, value in sums.items()}
+
+    @torch.no_grad()
+    def _totals(self, items: Sequence[Any], work: Sequence[Work]) -> Any:
+        """Return the objective's counts; what it must know of the whole step first is measured here, without dropout."""
+        totals = self.objective.totals(items)
+        complete = getattr(self.objective, "complete", None)
+        if complete is None:
+            return totals
+        training = self.module.training
+        self.module.eval()
+        sums = self._shares(items, work, totals)
+        if rank_and_world()[1] > 1:
+            sums = _summed_over_processes(sums, [], self.device)
+        self.module.train(training)
+        return complete(totals, sums)
 
     def _shares(self, items: Sequence[Any], work: Sequence[Work], totals: Any) -> dict[str, Tensor]:
         """Run this process's micro-batches, backward too where gradients are wanted; returns its shares of the measures."""
@@ -175,7 +194,7 @@ class Learner:
 
     def _explosion(self, items: Sequence[Any], step: int, why: str) -> str:
         """Name the rows whose own gradients are the largest, each normalised as if it were the whole step."""
-        alone = [(item.row, *self._alone(item, self.objective.totals([item]))) for item in items]
+        alone = [(item.row, *self._alone(item, self._totals([item], [self.objective.work(item)]))) for item in items]
         worst = sorted(alone, key=lambda found: -found[2])[:3]
         rows = ", ".join(f"row {row}: loss {loss:.4g}, gradient norm {norm:.4g}" for row, loss, norm in worst)
         return (

@@ -1,0 +1,74 @@
+"""The recipes of preference methods on a tiny model, all but the judging: a random model answers nothing right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import yaml
+from typer.testing import CliRunner
+
+from posttrain.cli.main import app
+from posttrain.cli.reporting import report_run
+from posttrain.pipeline.recipe import load_recipe
+from posttrain.pipeline.run import run_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def shrunk(name: str, folder: Path) -> Path:
+    """Write a recipe's smoke size with a tiny model, few tokens, and pairs from a file where the verifier's would be."""
+    tiny_models.folder(folder / "model")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_models.preferences(6)))
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    changes = recipe.pop("sizes")["smoke"]
+    recipe |= {"model": str(folder / "model"), "dtype": "float32", "examples": {"test": 2, "validation": 2, "train": 12}}
+    recipe["task"] = "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+    assert "stages.worked.data.maker" in changes
+    for stage in recipe["stages"]:
+        if "eval" in stage:
+            stage["eval"]["max_tokens"] = 4
+            stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=8", "n=2")
+        if str(stage.get("data", {}).get("maker")).startswith("verified_pairs"):
+            stage["data"] = {"file": "pairs.jsonl"}
+        if stage["name"] == "worked":
+            stage["data"]["maker"] = "worked_examples:n=6"
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("name", "rungs"), [
+    ("preference", ["sft-greedy", "best-of-8", "chosen", "dpo", "rpo", "ipo", "kto", "orpo", "simpo"]),
+    ("online_dpo", ["sft-greedy", "round-1", "round-2", "offline"]),
+])  # fmt: skip
+def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = shrunk(name, tmp_path)
+    report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
+    assert [rung["name"] for rung in report["rungs"]] == rungs
+    trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
+    assert len(trained) == (8 if name == "preference" else 4)
+
+
+def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:
+    tiny_models.folder(tmp_path / "model")
+    rows = [{"question": f"{i} plus 1?", "answer": "yes" if i % 2 else "no", "label": i % 2 == 1} for i in range(6)]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["train", "kto:dtype=float32,batch_size=3", "--model", str(tmp_path / "model")]
+    arguments += ["--data", str(tmp_path / "thumbs.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "out" / "checkpoint" / "posttrain.json").read_text())
+    assert facts["data"] | {"hash": ""} == {
+        "hash": "", "rows": 6, "responses": 6, "desirable": 3, "dropped_too_long": 0, "cut_for_the_baseline": 0
+    }  # fmt: skip
+
+
+def test_a_name_of_the_literature_is_answered_with_the_setting(tmp_path: Path) -> None:
+    arguments = ["train", "orpo", "--model", "m", "--data", "d.jsonl", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code != 0
+    assert "write dpo:loss=orpo" in f"{done.output}{done.exception}"
+    shown = CliRunner().invoke(app, ["methods", "--json"])
+    assert {method["name"]: method["known_as"] for method in json.loads(shown.output)}["dpo"]["orpo"] == "dpo:loss=orpo"
