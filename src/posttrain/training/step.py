@@ -132,7 +132,9 @@ class Learner:
         self.module.eval()
         sums = self._shares(items, work, totals)
         if rank_and_world()[1] > 1:
-            sums = _summed_over_processes(sums, [], self.device)
+            sums = _summed_over_processes(sums, self.device)
+        if self.optimiser.sharded:
+            rest(self.module)
         self.module.train(training)
         return complete(totals, sums)
 
