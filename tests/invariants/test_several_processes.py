@@ -20,6 +20,7 @@ from posttrain.finetuning.preference_sft import PreferenceSft
 from posttrain.finetuning.sft import Sft
 from posttrain.models.forward import Forward
 from posttrain.preference.dpo import Dpo
+from posttrain.preference.kto import Kto
 from posttrain.training.batching import dealt
 from posttrain.training.optimiser import Optimisation, Optimiser
 from posttrain.training.processes import agree, by_first_process, rank_and_world
@@ -44,6 +45,8 @@ def start(tmp_path_factory):
 
 
 def rows(method):
+    if isinstance(method, Kto):
+        return [{**row, "label": i % 3 > 0} for i, row in enumerate(demonstrations(13))]
     return preferences(13) if isinstance(method, Dpo | PreferenceSft) else demonstrations(13)
 
 
@@ -93,13 +96,14 @@ def others(start):
         "prompt": Sft(**shared, adapter="prompt"),
         "lora_recomputed": replace(LORA, sharding="full", activation_checkpointing=True),
         "dpo_lora": Dpo(**shared, adapter="lora", rank=4),
+        "kto": Kto(**shared),
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["distill", "preference_sft", "ia3", "dora", "bottleneck", "prefix", "prompt", "lora_recomputed", "dpo_lora"],
+    ["distill", "preference_sft", "ia3", "dora", "bottleneck", "prefix", "prompt", "lora_recomputed", "dpo_lora", "kto"],
 )
 def test_every_trainer_and_adapter_that_is_not_refused_is_sharded(name, start, tmp_path):
     method = others(start)[name]
