@@ -17,7 +17,7 @@ def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> lis
 
 
 def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return rows as `training_rows` does, but keep a `score`, and lists of `responses` and `scores` as they are.
+    """Return rows as `training_rows` does, but keep `score` and `subset`, and rows with lists of scores as they are.
 
     Raises `DataError` when only some rows have the lists.
     """
@@ -30,4 +30,7 @@ def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict
             "shape"
         )
     made = training_rows(rows, where)
-    return [{**new, "score": old["score"]} if "score" in old else new for new, old in zip(made, rows, strict=True)]
+    return [
+        {**new, **{name: old[name] for name in ("score", "subset") if name in old}}
+        for new, old in zip(made, rows, strict=True)
+    ]
