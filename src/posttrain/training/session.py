@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,13 @@ class Session:
 
     @classmethod
     def open(
-        cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int
-    ) -> Session:
-        """Check the settings, load the start, and look whether `out` already holds this run, finished."""
+        cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int,
+        opener: Callable[..., Opened] = open_start, forward: Callable[[Any], Forward] = Forward,
+    ) -> Session:  # fmt: skip
+        """Check the settings, load the start, and look whether `out` already holds this run, finished.
+
+        `opener` and `forward` are those of a model that is no language model (a reward model).
+        """
         name = type(method).__name__.lower()
         for field, least in (("epochs", 1), ("batch_size", 1), ("tokens_per_microbatch", 0), ("save_every", 0)):
             if getattr(method, field) < least:
@@ -73,7 +77,7 @@ class Session:
                 f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
             )
         forget_peak()
-        opened = open_start(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
+        opened = opener(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
         hashed, config = data_hash(data), key_config(method)
         rows, held = list(data), frozenset[int]()
         if loop.eval_data is not None:
@@ -86,7 +90,7 @@ class Session:
             held = split_by_question(data, loop.eval_share, seed)
         return cls(
             method=method, loop=loop, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
-            rows=rows, held=held, opened=opened, module=Forward(opened.model), done=done,
+            rows=rows, held=held, opened=opened, module=forward(opened.model), done=done,
         )  # fmt: skip
 
     def where(self, row: int) -> str:
@@ -121,11 +125,12 @@ class Session:
         facts: Mapping[str, Any],
         cost: Cost | None = None,
         generate: Generate | None = None,
+        judge: Callable[[Learner, Sequence[Any]], Mapping[str, Any]] | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
-        `sample_every` asks for.
+        `sample_every` asks for; `judge` returns facts about the trained model on the held-out items.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         trained = [item for item in items if item.row not in self.held]
@@ -149,9 +154,10 @@ class Session:
                 learner, trained, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
                 save_every=method.save_every, description=name, companions=companions,
             )  # fmt: skip
+            judged = {} if held_out is None or judge is None else {"held_out": judge(learner, held_out.items)}
         finally:
             optimiser.close()
-        told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
+        told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)}), **judged}
         return export(
             self.opened.model, self.opened.loaded.tokenizer, self.out, method=method, seed=self.seed, key=self.key,
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},
