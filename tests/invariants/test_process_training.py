@@ -91,7 +91,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_loss_and_saved_folder_by_transformers_alone(architecture, tmp_path):
     sizes = {"vocab_size": 258, "pad_token_id": 257, "eos_token_id": 257, "bos_token_id": None}
-    config = llama() if architecture == "llama" else GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes)
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    config = llama() if architecture == "llama" else GPT2Config(**small, **still, **sizes)
     begin = Checkpoint(path=folder(tmp_path / "model", config))
     begun = replace(BASE, lr=1e-30, epochs=1)(begin, ROWS, tmp_path / "begun", seed=3)
     model = AutoModelForTokenClassification.from_pretrained(begun.path, dtype=torch.float32).eval()

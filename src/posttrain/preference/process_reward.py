@@ -74,8 +74,11 @@ class ProcessReward(TrainerSettings):
         kept = [i for i in items if fits(len(i.encoded.ids), limit, too_long=self.too_long, where=session.where(i.row))]
         objective = _Objective(session.opened.loaded.shape, session.frozen_backbone)
         trained = [item for item in kept if item.row not in session.held]
-        facts: dict[str, Any] = {"dropped_too_long": len(items) - len(kept), "judged_steps": sum(item.judged for item in trained)}
-        facts["labels"] = LABELS
+        facts = {
+            "dropped_too_long": len(items) - len(kept),
+            "judged_steps": sum(item.judged for item in trained),
+            "labels": LABELS,
+        }
         return session.train(objective, kept, facts=facts, judge=objective.judge)
 
     def _encoded(self, session: Session, row: int) -> _Item:
