@@ -23,7 +23,7 @@ from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, TrainStage
 from .training import files_of, trainer_of
-from .verifying import scorers
+from .verifying import scorers, with_checkpoints
 
 if TYPE_CHECKING:
     from ..engines.generations import Generations
@@ -159,7 +159,8 @@ class Workshop:
             task=self.task,
             examples=examples,
             prompt=self.prompt(config),
-            strategy=config.strategy,
+            strategy=with_checkpoints(config, {name: self.done[name].folder for name in config.scoring}),
+            named=config.strategy,
             model=stage.model or opened.name,
             seed=self.recipe.seed,
             max_tokens=config.max_tokens,
