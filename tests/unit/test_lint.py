@@ -107,8 +107,8 @@ def test_preferences_are_linted_as_far_as_it_applies() -> None:
     report = lint(rows, "a", tokenizer=BY_NAME["chatml"].tokenizer, context=4096)
     same = find(report, "identical sides")
     assert (same.level, same.count, same.rows) == ("error", 1, (5,))
-    assert "in 97% of the pairs the chosen side is the longer one" in find(report, "length").message
-    assert report.lengths["chosen is the longer"] == round(29 / 30, 4)
+    assert "in 100% of the pairs the chosen side is the longer one" in find(report, "length").message
+    assert report.lengths["chosen is the longer"] == 1.0
     assert report.shapes == {"preference": 30}
     rows.append(good(77))
     mixed = find(lint(rows, "a"), "mixed shapes")

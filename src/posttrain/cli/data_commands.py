@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,3 +73,17 @@ def lint(
         show_lint(found)
     if found["errors"]:
         raise typer.Exit(1)
+
+
+@data_app.command("convert")
+def convert(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="A source of judgements: pairs, rankings, scores or thumbs.")],
+    to: Annotated[str, typer.Option(help="pairs, rankings, thumbs, or best_and_worst (one pair of each prompt's scores).")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; it must not exist.")],
+    margin: Annotated[float, typer.Option(help="Least difference of two scores that makes a pair.")] = 0.0,
+    threshold: Annotated[float, typer.Option(help="Least score that is a thumb up.")] = 0.5,
+) -> None:
+    """Make one kind of judgement of another: all pairs of a ranking, pairs of thumbs, thumbs of scores."""
+    from .linting import convert_rows
+
+    print(f"{convert_rows(data, to=to, out=out, margin=margin, threshold=threshold)} rows in {out}")

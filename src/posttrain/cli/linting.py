@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ from ..core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ..data.contamination import Question
+    from ..data.findings import Report
 
-__all__ = ["examine_rows", "show_lint"]
+__all__ = ["convert_rows", "examine_rows", "show_lint"]
 
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_RELIABLE = 0.667  # Krippendorff 2004, "Content Analysis", chapter 11: below it not even tentative conclusions
 _ASKING = ("question", "prompt", "problem", "instruction", "input", "text")
 
 
@@ -58,8 +61,38 @@ def examine_rows(
             near=near,
             advance=advance,
         )
+    agreement = _agreement(report, rows)
     errors, warnings = report.count("error"), report.count("warning")
-    return {"data": data, "model": model, "errors": errors, "warnings": warnings} | asdict(report)
+    found = {"data": data, "model": model, "errors": errors, "warnings": warnings} | asdict(report)
+    return found if agreement is None else found | {"agreement": agreement}
+
+
+def _agreement(report: Report, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return how far the annotators agree, where rows name what each said; little agreement is a warning."""
+    from ..data.preference_checks import annotators_of
+    from ..stats.agreement import agreement_of
+
+    found = agreement_of(annotators_of(rows))
+    alpha = None if found is None else found["krippendorff_alpha"]
+    if alpha is not None and alpha < _RELIABLE:
+        message = f"annotators agree little: Krippendorff's alpha is {alpha:.2f}, below {_RELIABLE}"
+        report.add("warning", "agreement", message, [i for i, row in enumerate(rows) if row.get("annotators")])
+    return found
+
+
+def convert_rows(data: str, *, to: str, out: Path, margin: float, threshold: float) -> int:
+    """Write the judgements of a source as another kind of judgement and return how many there are."""
+    from ..core.files import write_atomic
+    from ..data.preferences import convert
+    from ..data.sources import read_rows
+
+    if out.exists():
+        raise ConfigError(f"{out} is already there: remove it or choose another file")
+    made = convert(read_rows(data), to, data, margin=margin, threshold=threshold)
+    if not made:
+        raise DataError(f"{data}: nothing is left: no two answers to one prompt differ by at least {margin:g}")
+    write_atomic(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+    return len(made)
 
 
 def _questions(ref: str, split: str) -> list[Question]:
@@ -149,9 +182,12 @@ def _figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(values, dict):
             yield name, ", ".join(f"{key} {value:,}" for key, value in values.items()) or "none"
         else:
-            yield name, f"{values:.1%} of the pairs"
+            yield name, f"{values:.1%} of the {'answers' if name == 'liked' else 'pairs'}"
     yield "duplicates", ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in found["duplicates"].items())
     yield "scripts (?: guess)", ", ".join(f"{name} {share:.1%}" for name, share in found["languages"].items()) or "none"
+    if (agreement := found.get("agreement")) is not None:
+        shown = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in agreement.items() if isinstance(value, float)]
+        yield f"annotators of {agreement['units']:,} rows", ", ".join(shown)
     if (labels := found["labels"]) is not None:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in labels["shares"].items())
         yield "labels", f"{labels['labels']}, evenness {labels['evenness']:.2f}: {shares}"

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import ConfigError, did_you_mean
 
-__all__ = ["Spec", "available", "build", "format_spec", "format_value", "instantiate", "lookup", "parse"]
+__all__ = ["Spec", "available", "build", "format_spec", "format_value", "instantiate", "lookup", "parse", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,15 @@ def format_spec(spec: Spec) -> str:
     if not spec.params:
         return spec.name
     return spec.name + ":" + ",".join(f"{key}={format_value(value)}" for key, value in sorted(spec.params.items()))
+
+
+def replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a spec, or a parameter of one, with every text among its parameters changed, however deep."""
+    if isinstance(value, Spec):
+        return Spec(value.name, {key: replaced(inner, change) for key, inner in value.params.items()})
+    if isinstance(value, list | tuple):
+        return [replaced(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _split(text: str, separator: str, whole: str) -> list[str]:

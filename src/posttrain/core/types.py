@@ -292,6 +292,8 @@ class Sampled:
     finishes: tuple[Finish, ...]
     answers: tuple[str | None, ...]
     chosen: str | None = None  # the response that the strategy settled on
+    values: tuple[float | None, ...] = ()  # what the strategy's verifier gave each response; None or empty: nothing
+    trace: Mapping[str, Any] = field(default_factory=dict)  # the strategy's own notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import ModelError
 from ..core.types import Completion, Message
 
-__all__ = ["render_prompt", "render_text"]
+__all__ = ["render_ids", "render_prompt", "render_text"]
 
 
 def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
@@ -26,6 +26,14 @@ def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_promp
     except Exception as error:  # a template may raise anything: roles it refuses, undefined variables
         raise ModelError(f"the chat template of '{tokenizer.name_or_path}' refuses this conversation: {error}") from error
     return str(text)
+
+
+def render_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the token ids of a whole conversation, its last turn closed as the template closes it: what is judged."""
+    ids: list[int] = tokenizer(render_text(tokenizer, messages, generation_prompt=False), add_special_tokens=False)[
+        "input_ids"
+    ]
+    return ids
 
 
 def render_prompt(

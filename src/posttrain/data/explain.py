@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from .formats import Conversation, Demonstration, Normal, Plain, normalise
+from .formats import Conversation, Normal, Plain, normalise
 from .masks import Encoded, encode_completion, encode_conversation, encode_text
+from .preferences import answers_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,9 +29,7 @@ def encode_normal(tokenizer: Any, normal: Normal, *, train: Literal["all", "last
         return [encode_text(tokenizer, normal.text)]
     if isinstance(normal, Conversation):
         return [encode_conversation(tokenizer, normal.messages, train=train)]
-    if isinstance(normal, Demonstration):
-        return [encode_completion(tokenizer, normal.prompt, normal.completion)]
-    return [encode_completion(tokenizer, normal.prompt, answer) for answer in (normal.chosen, normal.rejected)]
+    return [encode_completion(tokenizer, normal.prompt, answer) for answer in answers_of(normal)]
 
 
 def explain(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"] = "all") -> list[tuple[str, bool]]:

@@ -1,17 +1,19 @@
-"""Recognising the shape of rows and bringing them into one of four: conversation, demonstration, preference, plain text.
+"""Recognising the shape of rows: conversation, demonstration, plain text, or a judgement (of replies or of steps).
 
 The shapes are those that published data sets and other trainers use, so no conversion script is needed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..core.errors import DataError, did_you_mean
-from ..core.types import Message, Role
+from ..core.errors import DataError
+from ..core.types import Message
+from .judged_rows import read_judgement
+from .shapes import Conversation, Demonstration, Normal, Plain, Preference, Ranking, Scored, Steps, Thumb
+from .turns import read_answer, read_messages, read_prompt, show
 
 __all__ = [
     "Conversation",
@@ -19,72 +21,33 @@ __all__ = [
     "Normal",
     "Plain",
     "Preference",
+    "Ranking",
+    "Scored",
+    "Steps",
+    "Thumb",
     "normalise",
     "normalise_rows",
     "training_row",
     "training_rows",
 ]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """Turns, of which the assistant's are demonstrations."""
-
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demonstration:
-    """A prompt and how to answer it."""
-
-    prompt: tuple[Message, ...]
-    completion: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
-    """A prompt with a better and a worse answer."""
-
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plain:
-    """Text without turns: every token is trained, as in continued pre-training."""
-
-    text: str
-
-
-Normal = Conversation | Demonstration | Preference | Plain
-Kind = TypeVar("Kind", Conversation, Demonstration, Preference, Plain)
+Kind = TypeVar("Kind", bound=Normal)
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("instruction", "output"))
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
 _SHAPES = """the shapes are
   {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}
   {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
   {"prompt": …, "completion": …}   {"question": …, "answer": …}   {"instruction": …, "input": …, "output": …}
   {"prompt": …, "chosen": …, "rejected": …}   or chosen and rejected as whole conversations that share their beginning
+  {"prompt": …, "responses": [texts], "ranks": [1 is the best, equal ones are ties]}   or "scores": [numbers]
+  {"prompt": …, "completion": …, "label": true or false}   liked or not
+  {"prompt": …, "steps": [texts], "labels": [true, false, null, …]}   or "mistake_index": the first wrong one from 0, or null
   {"text": …}   without turns: all of it is trained
 where a prompt, completion, chosen or rejected is a text or a list of messages"""
 
 
 def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
-    """Return a row as one of the four shapes; raises `DataError` that shows the row and the shapes there are.
+    """Return a row as one of the shapes; raises `DataError` that shows the row and the shapes there are.
 
     A text in a column `system` becomes the system message that the turns begin with.
     """
@@ -98,23 +61,23 @@ def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
 
 
 def _shaped(row: Mapping[str, Any], where: str) -> Normal:
-    if "chosen" in row and "rejected" in row:
-        return _preference(row, where)
+    if (judgement := read_judgement(row, where)) is not None:
+        return judgement
     for key in ("messages", "conversations", "conversation"):
         if key in row:
-            messages = _messages(row[key], f"{where}, '{key}'")
+            messages = read_messages(row[key], f"{where}, '{key}'")
             if not any(message.role == "assistant" for message in messages):
-                raise DataError(f"{where}: the conversation has no assistant turn: {_show(row)}")
+                raise DataError(f"{where}: the conversation has no assistant turn: {show(row)}")
             return Conversation(messages=messages)
     for asked, answered in _PAIRS:
         if asked in row and answered in row:
-            prompt = _prompt(row[asked], f"{where}, '{asked}'")
+            prompt = read_prompt(row[asked], f"{where}, '{asked}'")
             if asked == "instruction":
                 prompt = _alpaca(row, prompt, where)
-            return Demonstration(prompt=prompt, completion=_answer(row[answered], f"{where}, '{answered}'"))
+            return Demonstration(prompt=prompt, completion=read_answer(row[answered], f"{where}, '{answered}'"))
     if "text" in row:
         return _plain(row, where)
-    raise DataError(f"{where}: not a shape that is known: {_show(row)}\n{_SHAPES}")
+    raise DataError(f"{where}: not a shape that is known: {show(row)}\n{_SHAPES}")
 
 
 def training_rows(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -131,7 +94,16 @@ def training_row(normal: Normal) -> dict[str, Any]:
     prompt = [message.to_dict() for message in normal.prompt]
     if isinstance(normal, Demonstration):
         return {"prompt": prompt, "completion": normal.completion}
-    return {"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected}
+    if isinstance(normal, Thumb):
+        return {"prompt": prompt, "completion": normal.completion, "label": normal.label}
+    if isinstance(normal, Steps):
+        return {"prompt": prompt, "steps": list(normal.steps), "labels": list(normal.labels)}
+    if isinstance(normal, Ranking):
+        return {"prompt": prompt, "responses": list(normal.responses), "ranks": list(normal.ranks)}
+    if isinstance(normal, Scored):
+        return {"prompt": prompt, "responses": list(normal.responses), "scores": list(normal.scores)}
+    margin = {} if normal.margin is None else {"margin": normal.margin}
+    return {"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected, **margin}
 
 
 def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[Kind]) -> list[Kind]:
@@ -142,7 +114,7 @@ def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[K
         if not isinstance(normal, kinds):
             wanted = " or ".join(kind.__name__.lower() for kind in kinds)
             raise DataError(
-                f"{where}, row {number}: is a {type(normal).__name__.lower()}, but a {wanted} is needed: {_show(row)}"
+                f"{where}, row {number}: is a {type(normal).__name__.lower()}, but a {wanted} is needed: {show(row)}"
             )
         found.append(normal)
     return found
@@ -153,40 +125,13 @@ def _plain(row: Mapping[str, Any], where: str) -> Plain:
     if labels:
         raise DataError(
             f"{where}: 'text' beside '{labels[0]}': as plain text the label would never be learned; write the row as prompt "
-            f"and completion. The row: {_show(row)}"
+            f"and completion. The row: {show(row)}"
         )
     if not isinstance(row["text"], str):
-        raise DataError(f"{where}, 'text': must be a text: {_show(row)}")
+        raise DataError(f"{where}, 'text': must be a text: {show(row)}")
     if not row["text"].strip():
         raise DataError(f"{where}, 'text': is empty")
     return Plain(text=row["text"])
-
-
-def _preference(row: Mapping[str, Any], where: str) -> Preference:
-    chosen, rejected = row["chosen"], row["rejected"]
-    whole = [
-        isinstance(side, list) and any(_role(turn, where) != "assistant" for turn in side) for side in (chosen, rejected)
-    ]
-    if not any(whole):
-        if "prompt" not in row:
-            raise DataError(f"{where}: no 'prompt', and 'chosen' and 'rejected' are not whole conversations: {_show(row)}")
-        return Preference(
-            prompt=_prompt(row["prompt"], f"{where}, 'prompt'"),
-            chosen=_answer(chosen, f"{where}, 'chosen'"),
-            rejected=_answer(rejected, f"{where}, 'rejected'", empty=True),  # saying nothing can be the worse answer
-        )
-    if not all(whole):
-        raise DataError(f"{where}: one of 'chosen' and 'rejected' is a whole conversation, the other is not: {_show(row)}")
-    better, worse = _messages(chosen, f"{where}, 'chosen'"), _messages(rejected, f"{where}, 'rejected'")
-    if better[:-1] != worse[:-1] or better[-1].role != "assistant" or worse[-1].role != "assistant":
-        raise DataError(
-            f"{where}: 'chosen' and 'rejected' must be the same conversation up to their last turn, the assistant's: "
-            f"{_show(row)}"
-        )
-    prompt = better[:-1]
-    if isinstance(row.get("prompt"), str) and not any(row["prompt"].strip() in message.content for message in prompt):
-        raise DataError(f"{where}: 'prompt' is not what 'chosen' begins with: {_show(row)}")
-    return Preference(prompt=prompt, chosen=better[-1].content, rejected=worse[-1].content)
 
 
 def _alpaca(row: Mapping[str, Any], prompt: tuple[Message, ...], where: str) -> tuple[Message, ...]:
@@ -198,7 +143,7 @@ def _alpaca(row: Mapping[str, Any], prompt: tuple[Message, ...], where: str) -> 
     earlier: list[Message] = []
     for pair in row.get("history") or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
-            raise DataError(f"{where}, 'history': must be a list of [question, answer]: {_show(row['history'])}")
+            raise DataError(f"{where}, 'history': must be a list of [question, answer]: {show(row['history'])}")
         earlier += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     return (*earlier, *prompt)
 
@@ -207,66 +152,5 @@ def _under(system: str, messages: tuple[Message, ...], where: str) -> tuple[Mess
     if messages[0].role != "system":
         return (Message(role="system", content=system), *messages)
     if messages[0].content.strip() != system.strip():
-        raise DataError(f"{where}: 'system' is {_show(system)}, but the first message is another system message: remove one")
+        raise DataError(f"{where}: 'system' is {show(system)}, but the first message is another system message: remove one")
     return messages
-
-
-def _prompt(value: Any, where: str) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}: is empty")
-        return (Message(role="user", content=value),)
-    messages = _messages(value, where)
-    if messages[-1].role == "assistant":
-        raise DataError(f"{where}: a prompt must not end with the assistant's turn: {_show(value)}")
-    return messages
-
-
-def _answer(value: Any, where: str, *, empty: bool = False) -> str:
-    if isinstance(value, str):
-        text = value
-    else:
-        messages = _messages(value, where)
-        if len(messages) != 1 or messages[0].role != "assistant":
-            raise DataError(f"{where}: must be a text or one assistant message: {_show(value)}")
-        text = messages[0].content
-    if not text.strip() and not empty:
-        raise DataError(f"{where}: is empty")
-    return text
-
-
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(f"{where}: must be a text or a list of messages with 'role' and 'content': {_show(value)}")
-    return tuple(
-        Message(role=_role(turn, f"{where}, message {i}"), content=_content(turn, f"{where}, message {i}"))
-        for i, turn in enumerate(value)
-    )
-
-
-def _role(turn: Any, where: str) -> Role:
-    name = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-    if not isinstance(name, str):
-        raise DataError(f"{where}: a message needs 'role' and 'content' (or 'from' and 'value'): {_show(turn)}")
-    if name.lower() not in _ROLES:
-        raise DataError(f"{where}: unknown role '{name}'{did_you_mean(name, _ROLES)}")
-    return _ROLES[name.lower()]
-
-
-def _content(turn: Mapping[str, Any], where: str) -> str:
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list):  # typed parts
-        kinds = {part.get("type") for part in content if isinstance(part, Mapping)}
-        if kinds != {"text"}:
-            raise DataError(f"{where}: only text can be trained on, this holds {_show(content)}")
-        content = "".join(part["text"] for part in content)
-    if turn.get("tool_calls"):
-        raise DataError(f"{where}: tool calls as objects are not supported; write the call into 'content' as text")
-    if not isinstance(content, str):
-        raise DataError(f"{where}: 'content' must be a text: {_show(turn)}")
-    return content
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 300 else text[:300] + " …"

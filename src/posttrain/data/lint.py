@@ -13,10 +13,13 @@ from .contamination import Question, overlap
 from .diversity import distinct, segmental_type_token_ratio
 from .duplicates import near_duplicates, self_similarity, sketch
 from .findings import Report, percentiles
-from .formats import Conversation, Demonstration, Normal, Plain, Preference
+from .formats import Conversation, Normal, Plain
 from .labels import label_balance
 from .language import script_and_guess
+from .preference_checks import check_preferences
+from .preferences import answers_of, judged_answers
 from .row_checks import check_encoding, check_shapes, check_turns, read
+from .shapes import Judgement
 from .words import Hasher, words
 
 __all__ = ["lint", "passes"]
@@ -54,12 +57,13 @@ def lint(
     answers = [_answers(normal) for normal in normals]
     check_shapes(report, known)
     check_turns(report, known)
+    check_preferences(report, known)
     _lengths(report, turns, answers)
     if tokenizer is not None:
         check_encoding(report, known, tokenizer, context, train, advance)
         _skip(advance, len(rows) - len(known))
     hasher = Hasher()
-    questions = [tuple(row[: -2 if isinstance(it, Preference) else -1]) for row, it in zip(turns, normals, strict=True)]
+    questions = [tuple(row[: len(row) - max(1, judged_answers(it))]) for row, it in zip(turns, normals, strict=True)]
     _duplicates(report, numbers, turns, questions, near, hasher, advance)
     spoken: Counter[str] = Counter()
     for row in turns:
@@ -142,20 +146,11 @@ def _diversity(report: Report, answers: Sequence[str]) -> None:
 
 
 def _labels(report: Report, numbers: Sequence[int], normals: Sequence[Normal]) -> None:
-    report.labels = label_balance([None if isinstance(it, Plain | Preference) else _answers(it)[-1] for it in normals])
+    report.labels = label_balance([None if isinstance(it, Plain | Judgement) else _answers(it)[-1] for it in normals])
     if report.labels is not None and report.labels["largest"] >= 0.8:
         name = next(iter(report.labels["shares"]))
         message = f"{report.labels['largest']:.0%} of the answers are {name!r}: always saying so would look right"
         report.add("warning", "balance", message, numbers, round(report.labels["largest"] * len(numbers)))
-    pairs = [normal for normal in normals if isinstance(normal, Preference)]
-    if len(pairs) >= 20:
-        longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
-        report.lengths["chosen is the longer"] = round(longer, 4)
-        if longer >= 0.8 or longer <= 0.2:
-            kind = "longer" if longer >= 0.8 else "shorter"
-            share = max(longer, 1 - longer)
-            message = f"in {share:.0%} of the pairs the chosen side is the {kind} one: length would be learned"
-            report.add("warning", "length", message, numbers, round(share * len(pairs)))
 
 
 def _contamination(
@@ -192,14 +187,12 @@ def _contamination(
 
 
 def _turns(normal: Normal) -> list[str]:
-    """Return the texts of a row in order; of a preference the chosen and the rejected one last."""
+    """Return the texts of a row in order; of a judgement the answers last."""
     if isinstance(normal, Plain):
         return [normal.text]
     if isinstance(normal, Conversation):
         return [message.content for message in normal.messages]
-    asked = [message.content for message in normal.prompt]
-    last = [normal.completion] if isinstance(normal, Demonstration) else [normal.chosen, normal.rejected]
-    return [*asked, *last]
+    return [*(message.content for message in normal.prompt), *answers_of(normal)]
 
 
 def _answers(normal: Normal) -> list[str]:
@@ -208,7 +201,7 @@ def _answers(normal: Normal) -> list[str]:
         return [message.content for message in normal.messages if message.role == "assistant"]
     if isinstance(normal, Plain):
         return [normal.text]
-    return [normal.completion] if isinstance(normal, Demonstration) else [normal.chosen, normal.rejected]
+    return answers_of(normal)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ..core.errors import DataError
 from .explain import encode_normal
 from .findings import Level, Report, percentiles
-from .formats import Conversation, Demonstration, Normal, Plain, Preference, normalise
+from .formats import Conversation, Demonstration, Normal, Plain, normalise
+from .shapes import Judgement
 
 __all__ = ["check_encoding", "check_shapes", "check_turns", "read"]
 
@@ -34,9 +35,9 @@ def check_shapes(report: Report, known: Mapping[int, Normal]) -> None:
     """Count the shapes; preferences beside demonstrations are an error."""
     shapes = Counter("text" if isinstance(it, Plain) else type(it).__name__.lower() for it in known.values())
     report.shapes = dict(shapes.most_common())
-    pairs = [number for number, normal in known.items() if isinstance(normal, Preference)]
-    if pairs and len(pairs) < len(known):
-        fewer = pairs if 2 * len(pairs) <= len(known) else [number for number in known if number not in set(pairs)]
+    judged = [number for number, normal in known.items() if isinstance(normal, Judgement)]
+    if judged and len(judged) < len(known):
+        fewer = judged if 2 * len(judged) <= len(known) else [number for number in known if number not in set(judged)]
         report.add("error", "mixed shapes", "preferences and demonstrations in one set: no trainer takes both", fewer)
 
 
@@ -44,9 +45,7 @@ def check_turns(report: Report, known: Mapping[int, Normal]) -> None:
     """Find rows that are empty, one-sided, or oddly ordered, and preferences without a difference."""
     found: dict[tuple[Level, str, str], list[int]] = defaultdict(list)
     for number, normal in known.items():
-        if isinstance(normal, Preference) and normal.chosen.strip() == normal.rejected.strip():
-            found["error", "identical sides", "chosen and rejected are the same: nothing is preferred"].append(number)
-        if isinstance(normal, Preference | Demonstration) and not any(m.role == "user" for m in normal.prompt):
+        if isinstance(normal, Judgement | Demonstration) and not any(m.role == "user" for m in normal.prompt):
             found["warning", "one-sided", "nobody asks: the prompt has no user turn"].append(number)
         if not isinstance(normal, Conversation):
             continue

@@ -17,7 +17,8 @@ def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> lis
 
 
 def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return rows as `training_rows` does, but keep `score` and a `label` of true or false, and rows with `scores` as is.
+    """Return rows as `training_rows` does, but keep `score`, `subset` and a `label` of true or false, and rows with `scores`
+    as they are.
 
     Raises `DataError` when only some rows have the lists.
     """
@@ -34,5 +35,5 @@ def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict
 
 
 def _judgement(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = {"score": row["score"]} if "score" in row else {}
+    found = {name: row[name] for name in ("score", "subset") if name in row}
     return found | ({"label": row["label"]} if isinstance(row.get("label"), bool) else {})

@@ -32,7 +32,7 @@ class Row:
     unparsed: bool
     truncated: float = 0.0
     error: str | None = None
-    candidates: tuple[Mapping[str, Any], ...] = ()  # {"answer", "score", "finish", "tokens", "mean_logprob"} each
+    candidates: tuple[Mapping[str, Any], ...] = ()  # {"answer", "score", "finish", "tokens", "mean_logprob"} each; "value"
     cost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     trace: Mapping[str, Any] = field(default_factory=dict)
 

@@ -26,6 +26,7 @@ __all__ = ["Kind", "Variant", "add_ia3", "add_lora", "attach", "base_of", "is_ad
 
 Kind = Literal["full", "lora", "rslora", "dora", "qlora", "ia3", "prefix", "prompt", "bottleneck"]
 Variant = Literal["lora", "rslora", "dora"]
+HEADS = ("score", "classifier")  # of classification models
 
 
 def add_lora(
@@ -37,8 +38,11 @@ def add_lora(
     targets: Literal["all-linear"] | Sequence[str] = "all-linear",
     variant: Variant = "lora",
     seed: int,
+    task: str = "CAUSAL_LM",
 ) -> Any:
     """Return the model wrapped in a `PeftModel` with fresh adapters; only they require gradients.
+
+    With a classification `task` (SEQ_CLS, TOKEN_CLS) the model's head is trained and saved as a whole too.
 
     `targets`: every linear layer but the output head, or names of modules (`["q_proj", "v_proj"]`). The adapters take the
     model's own type: the optimiser keeps float32 masters. Raises `ModelError` when a target names
@@ -61,7 +65,9 @@ def add_lora(
         target_modules=targets if targets == "all-linear" else list(targets),
         use_rslora=variant == "rslora",
         use_dora=variant == "dora",
-        task_type="CAUSAL_LM",
+        task_type=task,
+        exclude_modules=None if task == "CAUSAL_LM" else list(HEADS),
+        modules_to_save=None if task == "CAUSAL_LM" else [name for name in HEADS if hasattr(model, name)],
     )
     try:
         with torch.random.fork_rng(), quiet():

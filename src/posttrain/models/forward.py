@@ -54,15 +54,18 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(sequences: Sequence[TokenSequence]) -> Batch:
-    """Right-pad sequences into a batch. A trained first token is an error: nothing precedes it."""
+def collate(sequences: Sequence[TokenSequence], *, lag: int = 1) -> Batch:
+    """Right-pad sequences into a batch. A trained first token is an error: nothing precedes it.
+
+    `lag`: how far before a marked token a hidden state is read; 1 predicts the token, 0 is the token's own.
+    """
     longest = max(len(s.ids) for s in sequences)
     ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
     where, targets, owner = [], [], []
     for row, sequence in enumerate(sequences):
-        ids, trained = torch.tensor(sequence.ids, dtype=torch.long), trained_positions(sequence)
+        ids, trained = torch.tensor(sequence.ids, dtype=torch.long), trained_positions(sequence, lag=lag)
         ids_BT[row, : len(ids)] = ids
-        where.append(row * longest + trained - 1)
+        where.append(row * longest + trained - lag)
         targets.append(ids[trained])
         owner.append(torch.full_like(trained, row))
     lengths = torch.tensor([len(s.ids) for s in sequences])
@@ -78,12 +81,12 @@ def collate(sequences: Sequence[TokenSequence]) -> Batch:
     )
 
 
-def trained_positions(sequence: TokenSequence) -> Tensor:
+def trained_positions(sequence: TokenSequence, *, lag: int = 1) -> Tensor:
     """Return the indices of the trained tokens; raises `DataError` for a mask that cannot be trained on."""
     if len(sequence.ids) != len(sequence.mask):
         raise DataError(f"a sequence has {len(sequence.ids)} token ids but a mask of {len(sequence.mask)}")
     trained = torch.tensor(sequence.mask, dtype=torch.bool).nonzero()[:, 0]
-    if len(trained) and int(trained[0]) == 0:
+    if lag and len(trained) and int(trained[0]) == 0:
         raise DataError("the first token of a sequence is marked as trained, but nothing precedes it to predict it from")
     return trained
 
@@ -109,6 +112,8 @@ class Forward(nn.Module):
     An adapter on the head is honoured by calling the head instead of reading its weight.
     """
 
+    lag = 1  # how far before a marked token a hidden state is read
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -127,7 +132,9 @@ class Forward(nn.Module):
         """
         from .sharing import pack
 
-        return pack(groups) if self.packs else collate([sequence for group in groups for sequence in group])
+        if self.packs:
+            return pack(groups, lag=self.lag)
+        return collate([sequence for group in groups for sequence in group], lag=self.lag)
 
     def collect_into(self, sink: Callable[[Tensor], Tensor | None]) -> None:
         """Let backward passes add the gradients of the embedding and of the head to `sink(weight)` (None: as usual).

@@ -20,7 +20,18 @@ from ..core.types import ModelShape
 from ..losses.logprobs import adjust
 from .adapters import is_adapter
 from .forward import backbone_of, head_adjustments
-from .load import check_folder, content_fingerprint, load, load_tokenizer, load_weights, pick_device, pick_dtype, resolve
+from .load import (
+    check_folder,
+    content_fingerprint,
+    fingerprint_of,
+    load,
+    load_tokenizer,
+    load_weights,
+    pick_device,
+    pick_dtype,
+    resolve,
+)
+from .scoring import labels_of_adapter, load_scoring
 from .shape import shape_of
 
 __all__ = ["LoadedScorer", "load_classifier", "load_verdicts"]
@@ -54,20 +65,23 @@ class LoadedScorer:
 def load_classifier(
     ref: str | Path, kind: Kind, *, device: str = "auto", dtype: str = "auto", chat_template: Path | None = None
 ) -> LoadedScorer:
-    """Load a sequence- or token-classification folder. Raises `ModelError` for anything else.
+    """Load a sequence- or token-classification folder, or an adapter with its head. Raises `ModelError` for anything else.
 
     A decoder's sequence-classification head is read at the positions asked for, never at a place found from token ids:
     transformers looks for the last token that is not the padding token, which is wrong when that is the end token too.
     An encoder's (BERT and its like) pools the whole sequence by itself; the positions only name the row then.
     """
     path = resolve(ref)
-    if is_adapter(path):
-        raise ModelError(f"{path}: is an adapter; merge it into its base model and save the whole reward model first")
-    check_folder(path)
     on = pick_device(device)
-    cls = _class_of(path, kind)
-    tokenizer = load_tokenizer(path, chat_template=chat_template)
-    model = load_weights(cls, path, pick_dtype(dtype, on), what=f"a {kind}-classification model").to(on).eval()
+    if is_adapter(path):
+        loaded = load_scoring(ref, kind, labels_of_adapter(path), device=device, dtype=dtype)
+        model = loaded.model
+        tokenizer = load_tokenizer(path, chat_template=chat_template)
+    else:
+        check_folder(path)
+        cls = _class_of(path, kind)
+        tokenizer = load_tokenizer(path, chat_template=chat_template)
+        model = load_weights(cls, path, pick_dtype(dtype, on), what=f"a {kind}-classification model").to(on).eval()
     decoder = isinstance(getattr(model, "score", None), nn.Module)
     head = model.score if decoder else getattr(model, "classifier", None)
     if (
@@ -85,7 +99,7 @@ def load_classifier(
         model=model,
         tokenizer=tokenizer,
         name=str(ref),
-        fingerprint=content_fingerprint(path, tokenizer),
+        fingerprint=fingerprint_of(path) if is_adapter(path) else content_fingerprint(path, tokenizer),
         device=on,
         shape=shape,
         labels=tuple(str(names[i]) for i in range(model.config.num_labels)),

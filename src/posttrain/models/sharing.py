@@ -107,8 +107,11 @@ def share_opening(sequences: Sequence[TokenSequence], shape: ModelShape) -> list
     return [list(sequences[at : at + best]) for at in range(0, len(sequences), best)]
 
 
-def pack(groups: Sequence[Sequence[TokenSequence]]) -> Batch:
-    """Lay groups of sequences out in one row. `owner_N` counts sequences in the order given, group by group."""
+def pack(groups: Sequence[Sequence[TokenSequence]], *, lag: int = 1) -> Batch:
+    """Lay groups of sequences out in one row. `owner_N` counts sequences in the order given, group by group.
+
+    `lag` is that of `collate`.
+    """
     ids: list[int] = []
     positions: list[Tensor] = []
     where: list[Tensor] = []
@@ -121,8 +124,8 @@ def pack(groups: Sequence[Sequence[TokenSequence]]) -> Batch:
         positions.append(torch.arange(prefix))
         for sequence in group:
             offset = len(ids) - prefix  # where the branch's token i lies: offset + i
-            trained = trained_positions(sequence)
-            before = trained - 1
+            trained = trained_positions(sequence, lag=lag)
+            before = trained - lag
             where.append(torch.where(before < prefix, start + before, offset + before))
             targets.append(torch.tensor(sequence.ids, dtype=torch.long)[trained])
             owner.append(torch.full_like(trained, len(owner)))

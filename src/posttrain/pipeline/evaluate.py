@@ -43,6 +43,7 @@ class Evaluation:
     seed: int
     max_tokens: int | None = None  # the task's own limit if not given
     allowance: Allowance | None = None
+    named: str | None = None  # the strategy as rows name it, if not as it is: without this machine's folders
 
 
 def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str) -> Summary:
@@ -163,8 +164,9 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
             "finish": candidate.completion.finish,
             "tokens": candidate.completion.usage.generated or len(candidate.completion.tokens),
             "mean_logprob": _mean_logprob(candidate.completion),
+            **value,
         }
-        for candidate in answer.candidates
+        for candidate, value in zip(answer.candidates, _values(answer), strict=True)
     )
     cut = sum(candidate["finish"] == "length" for candidate in candidates)
     trace = dict(answer.trace)
@@ -176,7 +178,7 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
         example=example.id,
         model=evaluation.model,
         prompt=evaluation.prompt,
-        strategy=evaluation.strategy,
+        strategy=evaluation.named or evaluation.strategy,
         seed=evaluation.seed,
         score=grades[answer.answer] if answer.answer in grades else grade(example, answer.answer),
         answer=answer.answer,
@@ -188,6 +190,17 @@ def _graded(evaluation: Evaluation, example: Example, answer: Answer, account: A
     )
     texts = tuple(candidate.text for candidate in answer.candidates)
     return row, Samples(example=example.id, text=answer.text, texts=texts)
+
+
+def _values(answer: Answer) -> list[dict[str, float | None]]:
+    """Return what the strategy's verifier gave each candidate, as `{"value": …}`; nothing where it scored none.
+
+    Four decimals: the last bits of a reward depend on the company in a batch.
+    """
+    scores: Sequence[float | None] = answer.trace.get("scores") or answer.scores
+    if not scores or len(scores) != len(answer.candidates):
+        return [{} for _ in answer.candidates]
+    return [{"value": None if score is None else round(score, 4)} for score in scores]
 
 
 def _mean_logprob(completion: Completion) -> float | None:
@@ -208,6 +221,8 @@ def load_sampled(folder: Path, examples: Sequence[Example]) -> list[Sampled]:
             finishes=tuple(candidate["finish"] for candidate in row.candidates),
             answers=tuple(candidate["answer"] for candidate in row.candidates),
             chosen=samples.text,
+            values=tuple(candidate.get("value") for candidate in row.candidates),
+            trace=row.trace,
         )
         for row, samples in zip(loaded.rows, loaded.samples, strict=True)
     ]

@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
+from ..core.specs import parse, replaced
 from ..core.types import Example
 from .groups import expanded, override
 from .retained import Retention
 
 __all__ = [
+    "STAGE",
     "DataStage",
     "EvalStage",
     "Recipe",
@@ -27,6 +29,7 @@ __all__ = [
     "load_recipe",
 ]
 
+STAGE = "stage:"  # before the name of a training stage, where a verifier's setting takes a model
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 
 
@@ -55,6 +58,19 @@ class EvalStage(Strict):
     budget_flops: float | None = Field(default=None, gt=0)
     run_budget_tokens: int | None = Field(default=None, ge=1)  # for the whole evaluation
     run_budget_flops: float | None = Field(default=None, gt=0)
+
+    @property
+    def scoring(self) -> tuple[str, ...]:
+        """The training stages whose checkpoints the strategy's verifiers score with: `model=stage:NAME`."""
+        found: dict[str, None] = {}
+
+        def note(text: str) -> str:
+            for name in re.findall(rf"{STAGE}([a-z0-9][a-z0-9_-]*)", text):
+                found[name] = None
+            return text
+
+        replaced(parse(self.strategy), note)
+        return tuple(found)
 
     @property
     def allowance(self) -> dict[str, float | None]:
@@ -191,6 +207,7 @@ class StageConfig(Strict):
     def inputs(self) -> tuple[str, ...]:
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
+        names += self.eval.scoring if self.eval else ()
         names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
@@ -261,6 +278,9 @@ class Recipe(Strict):
                 raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
             if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
                 raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
+            for name in stage.eval.scoring if stage.eval is not None else ():
+                if earlier[name].train is None:
+                    raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its strategy is not a training stage")
             if stage.data is not None and stage.data.source is not None:
                 source = earlier[stage.data.source]
                 if source.eval is None and source.data is None:

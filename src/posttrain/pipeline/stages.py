@@ -23,7 +23,7 @@ from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
 from .stage_tasks import StageTasks
 from .training import files_of, student_shape, trainer_of
-from .verifying import scorers
+from .verifying import scorers, with_checkpoints
 
 if TYPE_CHECKING:
     from ..engines.generations import Generations
@@ -162,7 +162,8 @@ class Workshop:
             task=self.tasks.of(stage),
             examples=self.tasks.examples(stage, config),
             prompt=self.prompt(config),
-            strategy=config.strategy,
+            strategy=with_checkpoints(config, {name: self.done[name].folder for name in config.scoring}),
+            named=config.strategy,
             model=stage.model or opened.name,
             seed=self.recipe.seed,
             max_tokens=config.max_tokens,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from ..core.protocols import Engine, Strategy, Task, Verifier
-from ..core.specs import parse
+from ..core.specs import format_spec, parse, replaced
 from ..core.types import Answer, Example
 from ..verifiers.build import build_verifier, local_engine
 from .opening import open_engine, static_fingerprint
+from .recipe import STAGE, EvalStage
 
-__all__ = ["open_once", "scorers", "told", "verifiers_for"]
+__all__ = ["open_once", "scorers", "told", "verifiers_for", "with_checkpoints"]
 
 
 def verifiers_for(
@@ -27,10 +29,31 @@ def verifiers_for(
 
 
 def scorers(strategy: Strategy) -> dict[str, str]:
-    """Return what decides the scores of the verifiers that bring a model of their own: its fingerprint, by spec."""
+    """Return what decides the scores of the verifiers that bring a model of their own: its fingerprint, by spec.
+
+    An earlier stage's model is known by that stage's key instead.
+    """
     wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
-    models = {spec: parse(spec).params.get("model") for spec in wanted}
-    return {spec: static_fingerprint(str(model)) for spec, model in models.items() if model is not None}
+    found = {}
+    for spec in wanted:
+        params = parse(spec).params
+        models = [str(model) for model in (params.get("model"), *(params.get("models") or ())) if model is not None]
+        if known := [static_fingerprint(model) for model in models if not model.startswith(STAGE)]:
+            found[spec] = ",".join(known)
+    return found
+
+
+def with_checkpoints(config: EvalStage, folders: Mapping[str, Path]) -> str:
+    """Return an evaluation's strategy with the checkpoints, in these folders, that its verifiers score with."""
+    if not config.scoring:
+        return config.strategy
+
+    def placed(text: str) -> str:
+        for name in sorted(config.scoring, key=len, reverse=True):
+            text = text.replace(STAGE + name, str((folders[name] / "checkpoint").resolve()))
+        return text
+
+    return format_spec(replaced(parse(config.strategy), placed))
 
 
 def told(answer: Answer, verifiers: Mapping[str, Verifier]) -> Answer:

@@ -18,7 +18,7 @@ from ..models.virtual import add_virtual, virtual_tokens
 from .state import replace_folder, save_model
 from .step import rank_and_world
 
-__all__ = ["Adaptation", "Opened", "messages_of", "open_start"]
+__all__ = ["Adaptation", "Opened", "base_for", "context_of_model", "messages_of", "open_start"]
 
 
 _LOW_RANK = ("lora", "rslora", "dora", "qlora")
@@ -71,6 +71,11 @@ class Adaptation:
                     f"{name} = {getattr(self, name)} has no effect with adapter={self.adapter}: it belongs to adapter="
                     f"{' or '.join(kinds)}; leave it out"
                 )
+
+    @property
+    def names(self) -> Any:
+        """The targets as `add_lora` takes them: one name is a list of one."""
+        return (self.targets,) if isinstance(self.targets, str) and self.targets != "all-linear" else self.targets
 
     @classmethod
     def default(cls, name: str) -> Any:
@@ -125,12 +130,16 @@ def open_start(start: Checkpoint, *, dtype: str, adaptation: Adaptation, out: Pa
     elif adaptation.adapter == "full":
         model.requires_grad_(True)
     else:
-        base = _base(loaded, start, out)
+        base = base_for(loaded, start, out)
         model = _fresh(model, adaptation, seed)
-    config = loaded.model.config
+    return Opened(loaded=loaded, model=model, base=base, context=context_of_model(model))
+
+
+def context_of_model(model: Any) -> int:
+    """Return how many tokens a model takes; without a stated limit, more than any row has."""
+    config = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    context = int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - virtual_tokens(model)
-    return Opened(loaded=loaded, model=model, base=base, context=context)
+    return int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - virtual_tokens(model)
 
 
 def _fresh(model: Any, wanted: Adaptation, seed: int) -> Any:
@@ -141,11 +150,9 @@ def _fresh(model: Any, wanted: Adaptation, seed: int) -> Any:
         return add_virtual(model, kind=kind, tokens=wanted.virtual_tokens, seed=derive(seed, kind))
     if kind == "bottleneck":
         return bottleneck.add(model, width=wanted.width, seed=derive(seed, kind))
-    one = isinstance(wanted.targets, str) and wanted.targets != "all-linear"
-    targets: Any = (wanted.targets,) if one else wanted.targets
     variant: Variant = "rslora" if kind == "rslora" else "dora" if kind == "dora" else "lora"
     return add_lora(
-        model, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=targets, variant=variant,
+        model, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=wanted.names, variant=variant,
         seed=derive(seed, "lora"),
     )  # fmt: skip
 
@@ -167,7 +174,7 @@ def _check_goes_on(loaded: LoadedModel, wanted: Adaptation) -> None:
         )
 
 
-def _base(loaded: LoadedModel, start: Checkpoint, out: Path) -> str:
+def base_for(loaded: LoadedModel, start: Checkpoint, out: Path) -> str:
     """Return a reference to the model as it was loaded, writing it to `out/base` when it is the merger of an adapter."""
     if not is_adapter(loaded.path):
         return str(loaded.path.resolve()) if start.path.is_dir() else str(start.path)

@@ -15,6 +15,11 @@ __all__ = ["encode_pair", "encode_row", "fits", "question_turns", "split_respons
 
 def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"], where: str) -> Encoded:
     """Return the token ids of a demonstration and which of them are trained."""
+    if isinstance(row.get("label"), bool):
+        raise DataError(
+            f"{where}: is a judgement (label = {str(row['label']).lower()}), no demonstration: keep the rows with label "
+            "true, without it"
+        )
     try:
         if "messages" in row:
             return encode_conversation(tokenizer, messages_of(row["messages"], "messages"), train=train)

@@ -59,9 +59,13 @@ class Session:
 
     @classmethod
     def open(
-        cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int
-    ) -> Session:
-        """Check the settings, load the start, and look whether `out` already holds this run, finished."""
+        cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int,
+        opener: Callable[..., Opened] = open_start, forward: Callable[[Any], Forward] = Forward,
+    ) -> Session:  # fmt: skip
+        """Check the settings, load the start, and look whether `out` already holds this run, finished.
+
+        `opener` and `forward` are those of a model that is no language model (a reward model).
+        """
         name = type(method).__name__.lower()
         for field, least in (("epochs", 1), ("batch_size", 1), ("tokens_per_microbatch", 0), ("save_every", 0)):
             if getattr(method, field) < least:
@@ -76,7 +80,7 @@ class Session:
                 f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
             )
         forget_peak()
-        opened = open_start(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
+        opened = opener(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
         hashed, config = data_hash(data), key_config(method)
         rows, held = list(data), frozenset[int]()
         if loop.eval_data is not None:
@@ -94,7 +98,7 @@ class Session:
             held = split_by_question(data, loop.eval_share, seed)
         return cls(
             method=method, loop=loop, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
-            rows=rows, held=held, opened=opened, module=Forward(opened.model), done=done,
+            rows=rows, held=held, opened=opened, module=forward(opened.model), done=done,
         )  # fmt: skip
 
     def where(self, row: int) -> str:
@@ -131,12 +135,13 @@ class Session:
         generate: Generate | None = None,
         fresh: Fresh | None = None,
         closing: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
+        judge: Callable[[Learner, Sequence[Any]], Mapping[str, Any]] | None = None,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
         `sample_every` asks for, `fresh` makes what steps train on in place of their rows; `closing` returns facts that the
-        lines of metrics tell in the end.
+        lines of metrics tell in the end, `judge` facts about the trained model on the held-out items.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         if fresh is not None and loop.sharding == "full":
@@ -167,11 +172,12 @@ class Session:
                 learner, trained, out=self.out, key=self.key, batch_size=method.batch_size, epochs=method.epochs,
                 save_every=method.save_every, description=name, companions=companions,
             )  # fmt: skip
+            judged = {} if held_out is None or judge is None else {"held_out": judge(learner, held_out.items)}
         finally:
             optimiser.close()
         if sharded:
             make_whole(self.module, frozen=self.opened.base is None)
-        told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)})}
+        told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)}), **judged}
         if rank_and_world()[0] == 0:  # which alone writes these files
             told |= {} if companions.samples is None else {"reply_tokens": companions.samples.lengths()}
             told |= {} if closing is None else closing(read_rows(self.out / "metrics.jsonl"))

@@ -38,9 +38,9 @@ def build_verifier(
 ) -> Verifier:
     """Return the verifier that a spec names.
 
-    A verifier is a dataclass; its fields called `task`, `engine` and `golds` are filled from the arguments, the others
-    are settings. Its engine is, in this order: what its own method `open()` gives (reward models), the engine of its
-    setting `model`, or `engine`.
+    A verifier is a dataclass; its fields called `task`, `engine` and `golds` are filled from the arguments, `parts` with the
+    verifiers that its property `members` names; the others are settings. Its engine is, in this order: what its own method
+    `open()` gives (reward models), the engine of its setting `model`, or `engine`.
 
     Args:
         spec: `name:key=value,…`.
@@ -92,13 +92,16 @@ def _build(
         raise ConfigError(f"unknown {kind} '{parsed.name}'{did_you_mean(parsed.name, names)}")
     cls = lookup(parsed.name, __package__ or "", kind)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    values = _settings(cls, parsed.params, fields - {"task", "engine", "golds"}, where)
+    values = _settings(cls, parsed.params, fields - {"task", "engine", "golds", "parts"}, where)
     if "task" in fields:
         values["task"] = task
     if "golds" in fields:
         if golds is None:
             raise ConfigError(f"{where} needs gold answers, and none is given here")
         values["golds"] = golds
+    if "parts" in fields:  # each is metered by itself
+        members = _made(cls, values, where).members
+        values["parts"] = tuple(build_verifier(member, task=task, meter=meter, opener=opener) for member in members)
     if "engine" not in fields:
         return _made(cls, values, where)
     source = _made(cls, values, where).open() if hasattr(cls, "open") else engine

@@ -13,7 +13,8 @@ from pydantic import Field
 from ..core.errors import ConfigError, ModelError
 from ..core.protocols import Engine, Task
 from ..core.types import Example, Message, Prompt, Score
-from ..data.chat import render_prompt, render_text
+from ..data.chat import render_text
+from ..data.steps import lay_out_steps
 from ..engines.rewards import Laid, RewardEngine
 from ..stats.steps import Aggregation, aggregate
 from ..tasks.wording import conversation
@@ -176,18 +177,11 @@ class ProcessReward:
 
     def _in_pieces(self, tokenizer: Any) -> Callable[[Prompt, str], Laid]:
         """Lay out question, step, tag, step, tag, …, each tokenised by itself; read at each tag's last token."""
-        tag = tokenizer(unescaped(self.tag or "\n"), add_special_tokens=False)["input_ids"]
+        tag = unescaped(self.tag or "\n")
 
         def lay_out(prompt: Prompt, text: str) -> Laid:
-            if self.chat:
-                ids = list(render_prompt(tokenizer, prompt.messages))
-            else:
-                start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-                ids = start + tokenizer(_plain(prompt), add_special_tokens=False)["input_ids"]
-            positions = []
-            for step in split_steps(text, self.separator):
-                ids += tokenizer(step, add_special_tokens=False)["input_ids"] + tag
-                positions.append(len(ids) - 1)
+            steps = split_steps(text, self.separator)
+            ids, positions = lay_out_steps(tokenizer, prompt.messages, steps, tag=tag, chat=self.chat)
             return Laid(ids=tuple(ids), positions=tuple(positions))
 
         return lay_out

@@ -14,7 +14,7 @@ from pydantic import Field
 from ..core.errors import ConfigError, ModelError
 from ..core.protocols import Engine, Task
 from ..core.types import Example, Message, Prompt, Score
-from ..data.chat import render_text
+from ..data.chat import render_ids
 from ..engines.rewards import Laid, RewardEngine
 from ..tasks.wording import conversation
 from ._loaded import once, stamp
@@ -108,9 +108,7 @@ class RewardModel:
                 ids = tuple(encoded["input_ids"])
                 return Laid(ids=ids, positions=(len(ids) - 1,), types=None if types is None else tuple(types))
             turns = [*prompt.messages, Message(role="assistant", content=text)]
-            ids = tuple(
-                tokenizer(render_text(tokenizer, turns, generation_prompt=False), add_special_tokens=False)["input_ids"]
-            )
+            ids = tuple(render_ids(tokenizer, turns))
             if self.end and ids[-1] != tokenizer.eos_token_id:
                 ids += (tokenizer.eos_token_id,)
             return Laid(ids=ids, positions=(len(ids) - 1,))
