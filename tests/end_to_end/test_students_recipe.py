@@ -24,7 +24,7 @@ def loaded(folder: Path, **more: object) -> Recipe:
     changes = {
         "model": str(folder / "model"), "dtype": "float32",
         "task": "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",
-        "stages.mix.data.sources": str(folder / "rows.jsonl"),
+        "vars.data": str(folder), "stages.mix.data.sources": "${data}/rows.jsonl",
         "stages.sft-135m.train.method": sft,
         "stages.students.each": ["2", "1"],
         "stages.students.stages.cut-{each}.student": {"layers": "{each}", "hidden": 24, "heads": 2, "ff": 32},
