@@ -11,7 +11,9 @@ import torch
 from tiny_models import folder, llama, preferences, tokenizer
 from training_runs import killed_after, metrics, same, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
+from typer.testing import CliRunner
 
+from posttrain.cli.main import app
 from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.core.types import Checkpoint, Example, Message
 from posttrain.data.chat import render_text
@@ -220,6 +222,23 @@ def test_held_out_rows_are_reported_with_the_best_weights(start, tmp_path):
     assert facts["data"]["comparisons"] == 13 - len(held)
     rows = metrics(tmp_path / "run")
     assert rows[-1]["accuracy"] == 1.0
+
+
+def test_other_judgements_are_reported_on_the_command_line(start, tmp_path):
+    made = replace(BASE, epochs=6, eval_share=0.4, lr=1e-2)(start, PAIRS, tmp_path / "run", seed=3)
+    held = [PAIRS[i] for i in sorted(split_by_question(PAIRS, 0.4, 3))]
+    file = tmp_path / "held.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in held))
+    command = ["data", "rewards", str(file), "--model", str(made.path), "--dtype", "float32"]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).stdout)
+    told = json.loads((made.path / "posttrain.json").read_text())["held_out"]
+    for name in ("accuracy", "ece", "length_correlation", "longer_wins", "comparisons"):
+        assert found[name] == pytest.approx(told[name], abs=1e-5)
+    assert found["subsets"] == told["subsets"]
+    assert "calibration error (ECE)" in CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    file.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, DataError) or "is a demonstration, but pairs" in refused.output
 
 
 def test_cost_shares_the_prompt_and_counts_each_reply_once(start, tmp_path):

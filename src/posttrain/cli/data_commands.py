@@ -87,3 +87,22 @@ def convert(
     from .linting import convert_rows
 
     print(f"{convert_rows(data, to=to, out=out, margin=margin, threshold=threshold)} rows in {out}")
+
+
+@data_app.command("rewards")
+def rewards(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="Judgements: pairs, rankings or scored responses.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A reward model's folder or hub id.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say how far a reward model agrees with judgements: accuracy by subset, calibration, dependence on length."""
+    from .rewarding import rewards_report, show_rewards
+
+    found = rewards_report(data, model=model, device=device, dtype=dtype, limit=limit)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show_rewards(found)

@@ -8,27 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
-    "Answer",
-    "Candidate",
-    "Checkpoint",
-    "Completion",
-    "Cost",
-    "Delta",
-    "Example",
-    "Finish",
-    "Made",
-    "Message",
-    "ModelShape",
-    "Prompt",
-    "Role",
-    "Said",
-    "Sampled",
-    "Sampling",
-    "Score",
-    "TokenEvent",
-    "Usage",
-    "Verdict",
-]
+    "Answer", "Candidate", "Checkpoint", "Completion", "Cost", "Delta", "Example", "Finish", "Made", "Message",
+    "ModelShape", "Prompt", "Role", "Said", "Sampled", "Sampling", "Score", "TokenEvent", "Usage", "Verdict",
+]  # fmt: skip
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "watch", "cancelled"]
