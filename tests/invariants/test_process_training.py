@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import folder, llama, tokenizer
-from training_runs import killed_after, metrics, same, weights
+from training_runs import killed_after, metrics, same, two_processes, weights
 from transformers import AutoModelForTokenClassification, GPT2Config
 
 from posttrain.core.errors import DataError
@@ -86,6 +86,19 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     told = [json.loads((c.path / "posttrain.json").read_text())["held_out"] for c in (resumed, expected)]
     assert told[0] == told[1]
+
+
+def test_two_processes_follow_the_trajectory_of_one_and_report_the_same(start, tmp_path):
+    method, data = CASES["first_wrong"]
+    small = replace(method, tokens_per_microbatch=80, eval_share=0.3)
+    expected = small(start, data, tmp_path / "one", seed=3)
+    assert two_processes(lambda: small(start, data, tmp_path / "two", seed=3), tmp_path / "meet") == [0, 0]
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=5e-3, abs=1e-4)
+    two = Checkpoint(path=tmp_path / "two" / "checkpoint")
+    same(weights(two), weights(expected), rtol=2e-2, atol=2e-3)
+    told = [json.loads((c.path / "posttrain.json").read_text())["held_out"] for c in (two, expected)]
+    assert told[0]["step_accuracy"] == told[1]["step_accuracy"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

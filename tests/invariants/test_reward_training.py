@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import folder, llama, preferences, tokenizer
-from training_runs import killed_after, metrics, same, weights
+from training_runs import killed_after, metrics, same, two_processes, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 from typer.testing import CliRunner
 
@@ -96,6 +96,19 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     assert (resumed.cost.usage, resumed.cost.flops) == (expected.cost.usage, expected.cost.flops)
     told = [json.loads((c.path / "posttrain.json").read_text())["held_out"] for c in (resumed, expected)]
     assert told[0] == told[1]
+
+
+def test_two_processes_follow_the_trajectory_of_one_and_report_the_same(start, tmp_path):
+    method, data = CASES["rankings"]
+    small = replace(method, tokens_per_microbatch=80, eval_share=0.3)
+    expected = small(start, data, tmp_path / "one", seed=3)
+    assert two_processes(lambda: small(start, data, tmp_path / "two", seed=3), tmp_path / "meet") == [0, 0]
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=5e-3, abs=1e-4)
+    two = Checkpoint(path=tmp_path / "two" / "checkpoint")
+    same(weights(two), weights(expected), rtol=2e-2, atol=2e-3)
+    told = [json.loads((c.path / "posttrain.json").read_text())["held_out"] for c in (two, expected)]
+    assert told[0]["accuracy"] == told[1]["accuracy"]
 
 
 def test_the_loss_of_pairs_is_the_formula_worked_out_by_transformers_alone(start, tmp_path):

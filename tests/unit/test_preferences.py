@@ -175,5 +175,9 @@ def test_rows_on_their_way_to_a_trainer_keep_margin_and_subset_and_sft_refuses_j
     steps = {"question": "q", "steps": ["a", "b"], "mistake_index": 0}
     assert normalise(steps) == Steps(prompt=normalise(PAIR).prompt, steps=("a", "b"), labels=(0.0, None))
     assert rows_with_scores([steps], "f")[0]["labels"] == [0.0, None]
+    gap = {"question": "q", "steps": ["a", " ", "b", "c"], "mistake_index": 2}
+    assert (normalise(gap).steps, normalise(gap).labels) == (("a", "b", "c"), (1.0, 0.0, None))
+    with pytest.raises(DataError, match="step 1: is empty, and the first wrong one"):
+        normalise({**gap, "mistake_index": 1})
     with pytest.raises(DataError, match=r"row 3: is a judgement \(label = true\), no demonstration"):
         encode_row(None, training_row(normalise(LIKED)), train="all", where="row 3")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,16 +58,26 @@ def _steps(row: Mapping[str, Any], where: str) -> Steps:
         raise DataError(f"{where}: steps, but no 'prompt' or 'question': {show(row)}")
     if not isinstance(steps, list | tuple) or not steps:
         raise DataError(f"{where}: the steps must be a list of texts: {show(row)}")
-    texts = tuple(read_answer(step, f"{where}, step {i}") for i, step in enumerate(steps))
+    texts = [read_answer(step, f"{where}, step {i}", empty=True) for i, step in enumerate(steps)]
     prompt = read_prompt(row[asked], f"{where}, '{asked}'")
     if "labels" in row:
-        return Steps(prompt=prompt, steps=texts, labels=_step_labels(row["labels"], len(texts), where))
-    first = row["mistake_index"]
-    if first is not None and (isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < len(texts)):
-        raise DataError(f"{where}, 'mistake_index': must be from 0 to {len(texts) - 1}, or null: {show(first)}")
-    last = len(texts) if first is None else first
-    known = [1.0 if i < last else 0.0 for i in range(min(len(texts), last + 1))]
-    return Steps(prompt=prompt, steps=texts, labels=(*known, *[None] * (len(texts) - len(known))))
+        labels = _step_labels(row["labels"], len(texts), where)
+    else:
+        labels = _until(row["mistake_index"], texts, where)
+    kept = [k for k, text in enumerate(texts) if text.strip()]  # no verifier ever sees an empty step
+    wrong = next((k for k, label in enumerate(labels) if label is not None and label < 0.5), None)
+    if not kept or (wrong is not None and wrong not in kept):
+        raise DataError(f"{where}, step {wrong or 0}: is empty, and the first wrong one: {show(row)}")
+    return Steps(prompt=prompt, steps=tuple(texts[k] for k in kept), labels=tuple(labels[k] for k in kept))
+
+
+def _until(first: Any, steps: Sequence[str], where: str) -> tuple[float | None, ...]:
+    """Return the labels that the first wrong step's index tells: right before it, nothing behind it."""
+    if first is None:
+        return (1.0,) * len(steps)
+    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < len(steps):
+        raise DataError(f"{where}, 'mistake_index': must be from 0 to {len(steps) - 1}, or null: {show(first)}")
+    return (*(1.0,) * first, 0.0, *(None,) * (len(steps) - first - 1))
 
 
 def _step_labels(labels: Any, count: int, where: str) -> tuple[float | None, ...]:
