@@ -46,6 +46,7 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
+PLACES = {"cot-vs-direct": "finetuning"}  # run -> the folder of its page below docs/results
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
@@ -156,12 +157,13 @@ def main() -> None:
         recipe = re.search(r"^name: (\S+)", (folder / "resolved.yaml").read_text(), re.MULTILINE)
         assert recipe is not None
         reports[recipe[1]] = json.loads((folder / "report.json").read_text())
-        target = ROOT / "docs" / "results" / recipe[1]
+        place = ROOT / "docs" / "results" / PLACES.get(recipe[1], "")
+        target = place / recipe[1]
         target.mkdir(parents=True, exist_ok=True)
         for figure in FIGURES:
             shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
         shutil.copy(folder / "report.json", target / "report.json")
-        page = ROOT / "docs" / "results" / f"{recipe[1]}.md"
+        page = place / f"{recipe[1]}.md"
         body = (folder / "report.md").read_text()
         body = re.sub(r"^# .*\n", "", body).replace("\n## ", "\n### ")
         body = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", body)
