@@ -125,12 +125,12 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(changes, start, tmp
 
 
 def test_held_out_rows_have_a_baseline_of_their_own(start, tmp_path):
-    made = replace(BASE, eval_share=0.3)(start, ROWS, tmp_path, seed=3)
+    made = replace(BASE, eval_share=0.3, eval_start=True)(start, ROWS, tmp_path, seed=3)
     facts = json.loads((made.path / "posttrain.json").read_text())
     lines = [line for line in metrics(tmp_path) if "eval_baseline" in line]
     assert len(lines) == 2
     assert facts["evaluation"]["rows"] >= 2
-    assert facts["evaluation"]["first_loss"] == pytest.approx(0.5, abs=1e-5)  # at the start: σ(0), weights of 1
+    assert facts["evaluation"]["start_loss"] == pytest.approx(0.5, abs=1e-5)  # at the start: σ(0), weights of 1
 
 
 def test_a_pair_gives_a_desirable_and_an_undesirable_response(start, tmp_path):
