@@ -186,12 +186,12 @@ VARIANTS = {
 
 
 def variant(name):
-    """Without bfloat16 products in the processor, sums depend on the number of threads, which the killed child chooses anew."""
+    """Without bfloat16 products in the processor, sums depend on the number of threads, which a child chooses anew."""
     lacking = name == "bfloat16" and not _available()
     return pytest.param(name, marks=pytest.mark.skipif(lacking, reason="this processor has no bfloat16 products"))
 
 
-@pytest.mark.parametrize("name", map(variant, VARIANTS))
+@pytest.mark.parametrize("name", [variant(name) for name in VARIANTS])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, method, start, tmp_path):
     chosen = replace(method, **VARIANTS[name])
     expected = chosen(start, ROWS, tmp_path / "whole", seed=3)
