@@ -46,7 +46,7 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PLACES = {"cot-vs-direct": "finetuning"}  # run -> the folder of its page below docs/results
+PLACES = {"cot-vs-direct": "finetuning", "dialogue": "finetuning"}  # run -> the folder of its page below docs/results
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
@@ -160,7 +160,8 @@ def main() -> None:
         place = ROOT / "docs" / "results" / PLACES.get(recipe[1], "")
         target = place / recipe[1]
         target.mkdir(parents=True, exist_ok=True)
-        for figure in FIGURES:
+        drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").is_file()]
+        for figure in drawn:
             shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
         shutil.copy(folder / "report.json", target / "report.json")
         page = place / f"{recipe[1]}.md"
@@ -168,7 +169,7 @@ def main() -> None:
         body = re.sub(r"^# .*\n", "", body).replace("\n## ", "\n### ")
         body = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", body)
         text = between(page.read_text(), "report", body)
-        images = "\n\n".join(f"![{alt}]({recipe[1]}/{name}.png)" for name, alt in FIGURES.items())
+        images = "\n\n".join(f"![{alt}]({recipe[1]}/{name}.png)" for name, alt in FIGURES.items() if name in drawn)
         page.write_text(re.sub(r"<!-- figures -->(\n+!\[.*\]\(.*\))*", f"<!-- figures -->\n\n{images}", text))
     readme = ROOT / "README.md"
     text = between(readme.read_text(), "benchmarks", speed())
