@@ -11,7 +11,6 @@ from training_runs import killed_after, metrics, same, two_processes, weights
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Checkpoint, Message, Prompt, Sampling
 from posttrain.data.chat import render_prompt
-from posttrain.engines.local.packing import _available
 from posttrain.engines.local.replies import drawn, replies
 from posttrain.finetuning.distill import Distill, _Objective, _Row
 from posttrain.models.forward import Forward
@@ -185,13 +184,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def variant(name):
-    """Without bfloat16 products in the processor, sums depend on the number of threads, which a child chooses anew."""
-    lacking = name == "bfloat16" and not _available()
-    return pytest.param(name, marks=pytest.mark.skipif(lacking, reason="this processor has no bfloat16 products"))
-
-
-@pytest.mark.parametrize("name", [variant(name) for name in VARIANTS])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, method, start, tmp_path):
     chosen = replace(method, **VARIANTS[name])
     expected = chosen(start, ROWS, tmp_path / "whole", seed=3)

@@ -37,6 +37,8 @@ def in_child(work: Callable[[], object]) -> int:
     if child == 0:
         code = 1
         try:
+            # torch makes its pool of threads anew after a fork, and threads that ask for it together may find none
+            torch.set_num_threads(torch.get_num_threads())
             work()
             code = 0
         except BaseException:
