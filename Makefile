@@ -1,4 +1,4 @@
-# Two commands to know: `make quickstart` (the four levers on a real model, about 10 minutes on two cores with bfloat16) and `make test`.
+# Two commands to know: `make quickstart` (the four levers on a real model, under 20 minutes on two cores with bfloat16) and `make test`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV := .venv

@@ -58,7 +58,7 @@ def _compute(machine: dict[str, Any]) -> list[dict[str, Any]]:
     slow = device.type == "cpu" and dtype == torch.float32
     found = f"{device.type} ({name}), {str(dtype).removeprefix('torch.')}"
     if slow:
-        found += "; no bfloat16 instructions: several times slower than a processor that has them"
+        found += "; no bfloat16 instructions: slower than a processor that has them"
     threads = torch.get_num_threads()
     cores = machine["cores"]
     return [
