@@ -20,6 +20,11 @@ def shrunk(name: str, folder: Path) -> Path:
     """Write a recipe's smoke size with a tiny model, few tokens, and pairs from a file where the verifier's would be."""
     tiny_models.folder(folder / "model")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_models.preferences(6)))
+    scored = [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], "scores": [1.0, 0.0]}
+        for row in tiny_models.preferences(6)
+    ]
+    (folder / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     changes = recipe.pop("sizes")["smoke"]
     recipe |= {"model": str(folder / "model"), "dtype": "float32", "examples": {"test": 2, "validation": 2, "train": 12}}
@@ -31,6 +36,8 @@ def shrunk(name: str, folder: Path) -> Path:
             stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=8", "n=2")
         if str(stage.get("data", {}).get("maker")).startswith("verified_pairs"):
             stage["data"] = {"file": "pairs.jsonl"}
+        if str(stage.get("data", {}).get("maker")).startswith("scored_responses"):
+            stage["data"] = {"file": "scored.jsonl"}
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
     path = folder / "recipe.yaml"
@@ -41,6 +48,7 @@ def shrunk(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize(("name", "rungs"), [
     ("preference", ["sft-greedy", "best-of-8", "chosen", "dpo", "rpo", "ipo", "kto", "orpo", "simpo"]),
     ("online_dpo", ["sft-greedy", "round-1", "round-2", "offline"]),
+    ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -48,7 +56,7 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
-    assert len(trained) == (8 if name == "preference" else 4)
+    assert len(trained) == {"preference": 8, "online_dpo": 4, "preference_sft": 5}[name]
 
 
 def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:

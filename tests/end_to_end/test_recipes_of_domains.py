@@ -64,7 +64,13 @@ def run(name: str, folder: Path, out: Path, *, data: bool = True, **changes: Any
 
 
 def test_instruction_tuning(folder: Path, tmp_path: Path) -> None:
-    report = run("instruction_tuning", folder, tmp_path)
+    distil = "distill:teacher=" + str(folder / "model") + ",batch_size=8,eval_share=0.1,eval_start=true"
+    students = {
+        "stages.sizes.each": ["1"],
+        "stages.sizes.stages.cut-{each}.student": {"layers": "{each}", "hidden": 24, "heads": 2, "ff": 32},
+        "stages.sizes.stages.distil-{each}.train.method": distil,
+    }
+    report = run("instruction_tuning", folder, tmp_path, **students)
     tables = [report, *report["others"]]
     assert [table["task"] for table in tables] == ["pubmedqa", "bbh", "mmlu", "ifeval", "mawps"]
     for table in tables:
@@ -80,7 +86,8 @@ def test_instruction_tuning(folder: Path, tmp_path: Path) -> None:
     assert {row["completion"] for row in rows if "at once" in row["prompt"][0]["content"]} == {
         "Answer: 3", "Answer: C", "Answer: yes",
     }  # fmt: skip
-    assert report["training"][0]["held_out"]["start_loss"] > 0
+    assert [made["name"] for made in report["training"]] == ["sft", "distil-1", "sft-1"]
+    assert all(made["held_out"]["start_loss"] > 0 for made in report["training"])
 
 
 def test_domain_with_and_without_replay(folder: Path, tmp_path: Path) -> None:

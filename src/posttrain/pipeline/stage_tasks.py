@@ -21,9 +21,9 @@ class StageTasks:
         self._loaded: dict[str | None, Task] = {}
 
     def needed(self, stage: StageConfig) -> bool:
-        """Whether a stage asks a task's questions; what trains, reads rows or mixes them does not."""
+        """Whether a stage asks a task's questions; what cuts, trains, reads rows or mixes them does not."""
         if stage.data is None:
-            return stage.train is None
+            return not stage.makes_a_model
         source = None if stage.data.source is None else self._recipe.stage(stage.data.source)
         return stage.data.maker is not None and (source is None or source.data is None)
 
