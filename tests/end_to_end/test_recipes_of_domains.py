@@ -75,9 +75,9 @@ def test_instruction_tuning(folder: Path, tmp_path: Path) -> None:
     assert [table["task"] for table in tables] == ["pubmedqa", "bbh", "mmlu", "ifeval", "mawps"]
     for table in tables:
         pairs = {rung["name"]: rung["difference"]["against"] for rung in table["rungs"] if rung["name"].endswith("-tuned")}
-        start = "ifeval-start" if table["task"] == "ifeval" else ""
+        before = {name: name.removesuffix("-tuned") for name in pairs} | {"ifeval-tuned": "ifeval-start"}
         assert pairs
-        assert all(against == (start or name.removesuffix("-tuned")) for name, against in pairs.items())
+        assert all(against == before[name] for name, against in pairs.items())
     assert "prompt-level loose" in report["others"][2]["rungs"][0]["measures"]
     rows = [json.loads(line) for line in next(tmp_path.glob("*-mix/rows.jsonl")).read_text().splitlines()]
     asked = [row["prompt"][0]["content"] for row in rows]
