@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -15,10 +17,16 @@ _SELF = Path("/proc/self")
 
 
 def forget_peak() -> None:
-    """Count the peak from now on. Where the system cannot (macOS), it stays that of the whole process."""
+    """Count the peak from now on. Where the system cannot (macOS), it stays that of the whole process.
+
+    What earlier stages freed goes back to the system first: the C library keeps it for later, and it would be counted.
+    """
+    gc.collect()
     if _on_cuda():
         torch.cuda.reset_peak_memory_stats()
         return
+    with suppress(OSError, AttributeError):  # glibc's; other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         (_SELF / "clear_refs").write_text("5", encoding="ascii")  # resets the resident set's high-water mark
 
