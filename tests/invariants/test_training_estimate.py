@@ -1,6 +1,8 @@
 """The estimate before the first step, against the memory that a step really takes; and what it advises."""
 
+import gc
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,8 @@ from training_runs import metrics
 
 from posttrain.core.types import Checkpoint
 from posttrain.finetuning.sft import Sft
+from posttrain.models.forward import Forward
+from posttrain.models.load import load
 from posttrain.preference.dpo import Dpo
 from posttrain.training import session
 from posttrain.training.estimate import Estimate, Sizes, advice, estimate, free_memory, measure, words
@@ -157,6 +161,21 @@ def test_measuring_changes_nothing(tmp_path, monkeypatch):
     assert called
     assert torch.equal(torch.get_rng_state(), state)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_measuring_keeps_nothing(tmp_path):
+    made = load(folder(tmp_path / "model"))
+    module = Forward(made.model)
+
+    def held() -> int:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # looking at every object wakes deprecated ones
+            return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    before = held()
+    measure(module, made.shape, context=64, tokens=32, recomputed=False, eight_bit=False, full=True)
+    assert held() == before
 
 
 def test_free_memory_of_this_machine():

@@ -156,7 +156,7 @@ def _saved(module: Forward, tokens: int) -> tuple[int, float]:
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             found += storage.nbytes()
-        return tensor
+        return tensor.detach()  # as it is, a saved output would hold the graph that holds it, for ever
 
     batch = module.batch([[_Sequence([1 + i % 7 for i in range(tokens)], [i > 0 for i in range(tokens)])]])
     batch = batch.to(module.model.device)
