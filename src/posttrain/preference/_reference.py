@@ -9,6 +9,7 @@ from typing import Any
 from ..core.types import Cost, ModelShape
 from ..data.masks import Encoded
 from ..models.sharing import shared_prefix
+from ..training.kept_logps import KeptLogps
 from ..training.processes import say
 from ..training.reference import reference_logps
 from ..training.session import Session, group_work
@@ -32,9 +33,12 @@ def start_logps(session: Session, groups: Sequence[Sequence[Encoded]]) -> tuple[
         )
         for group in groups
     ]  # fmt: skip
+    # An adapter that changes nothing yet still rounds in its own way: its kind belongs to the name.
+    start = f"{session.opened.loaded.fingerprint} {session.method.adapter}"
     return reference_logps(
-        module, groups, work, out=session.out, key=session.key, tokens_per_microbatch=4 * session.tokens_per_microbatch
-    )
+        module, groups, work, out=session.out, key=session.key, tokens_per_microbatch=4 * session.tokens_per_microbatch,
+        kept=KeptLogps(start, module),
+    )  # fmt: skip
 
 
 def work_of(

@@ -17,6 +17,7 @@ from ..core.types import Cost, Usage
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward, TokenSequence
 from .batching import micro_batches, share_of_rank
+from .kept_logps import KeptLogps
 from .memory import peak_bytes
 from .processes import by_first_process, rank_and_world, wait_for_all
 from .state import cost_from_dict
@@ -34,11 +35,13 @@ def reference_logps(
     out: Path,
     key: str,
     tokens_per_microbatch: int,
+    kept: KeptLogps | None = None,
 ) -> tuple[list[list[float]], Cost]:
     """Return Σ log π(token) over the trained tokens of each sequence of each group, and what that cost.
 
-    Without dropout. Each micro-batch is one line of a file, so a killed run computes only what is missing. Call it before
-    any weight has changed. Raises `ConfigError` when the files belong to another run.
+    Without dropout. Each micro-batch is one line of a file, so a killed run computes only what is missing; what `kept`
+    has of other runs is charged in full and not spent. Call it before any weight has changed. Raises `ConfigError` when
+    the files belong to another run.
     """
     rank, world = rank_and_world()
     folder = out / "reference"
@@ -57,18 +60,18 @@ def reference_logps(
     ):
         for rows in mine:
             began = time.perf_counter()
-            batch = module.batch([groups[i] for i in rows])
-            logps_N = module(batch)
-            sums = sequence_sums(logps_N.double(), batch.owner_N.to(logps_N.device), batch.sequences).tolist()
-            if not all(map(_finite, sums)):
-                raise TrainingError(f"a log-probability of the start model is not finite among rows {rows}")
-            flops = sum(work[i].flops for i in rows)
+            chosen = [groups[i] for i in rows]
+            name = None if kept is None else kept.key(chosen)
+            values = None if kept is None or name is None else kept.get(name)
+            flops, spent = sum(work[i].flops for i in rows), 0.0
+            if values is None:
+                values, spent = _sums(module, chosen, rows), flops
+                if kept is not None and name is not None:
+                    kept.put(name, values)
             cost = Cost(
-                usage=Usage(calls=1, scored=batch.tokens), flops=flops, flops_spent=flops,
+                usage=Usage(calls=1, scored=sum(work[i].tokens for i in rows)), flops=flops, flops_spent=spent,
                 seconds=time.perf_counter() - began, peak_bytes=peak_bytes(),
             )  # fmt: skip
-            sizes = [len(groups[i]) for i in rows]
-            values = [sums[sum(sizes[:j]) : sum(sizes[: j + 1])] for j in range(len(rows))]
             with disk_errors(folder):
                 file.write(json.dumps({"key": key, "rows": rows, "logps": values, "cost": asdict(cost)}) + "\n")
                 file.flush()
@@ -76,6 +79,16 @@ def reference_logps(
     wait_for_all()
     found, cost = _read(folder, key)
     return [found[i] for i in range(len(groups))], cost
+
+
+def _sums(module: Forward, groups: Sequence[Sequence[TokenSequence]], rows: Sequence[int]) -> list[list[float]]:
+    batch = module.batch(groups)
+    logps_N = module(batch)
+    sums = iter(sequence_sums(logps_N.double(), batch.owner_N.to(logps_N.device), batch.sequences).tolist())
+    values = [[next(sums) for _ in group] for group in groups]
+    if not all(_finite(value) for group in values for value in group):
+        raise TrainingError(f"a log-probability of the start model is not finite among rows {rows}")
+    return values
 
 
 def _finite(value: float) -> bool:
