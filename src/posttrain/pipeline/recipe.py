@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
-from ..core.specs import parse, replaced
 from ..core.types import Example
+from .alignment import JudgeStage, Objectives, WinRates
 from .groups import expanded, override
+from .naming import STAGE, stages_named
+from .references import check_references
 from .retained import Retention
 
 __all__ = [
@@ -29,7 +31,6 @@ __all__ = [
     "load_recipe",
 ]
 
-STAGE = "stage:"  # before the name of a training stage, where a verifier's setting takes a model
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 
 
@@ -62,15 +63,7 @@ class EvalStage(Strict):
     @property
     def scoring(self) -> tuple[str, ...]:
         """The training stages whose checkpoints the strategy's verifiers score with: `model=stage:NAME`."""
-        found: dict[str, None] = {}
-
-        def note(text: str) -> str:
-            for name in re.findall(rf"{STAGE}([a-z0-9][a-z0-9_-]*)", text):
-                found[name] = None
-            return text
-
-        replaced(parse(self.strategy), note)
-        return tuple(found)
+        return stages_named(self.strategy)
 
     @property
     def allowance(self) -> dict[str, float | None]:
@@ -191,6 +184,7 @@ class StageConfig(Strict):
     train: TrainStage | None = None
     search: SearchStage | None = None
     student: StudentStage | None = None
+    judge: JudgeStage | None = None
 
     @property
     def makes_a_model(self) -> bool:
@@ -199,8 +193,9 @@ class StageConfig(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train, self.search, self.student)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search' and 'student'")
+        parts = (self.eval, self.data, self.train, self.search, self.student, self.judge)
+        if sum(part is not None for part in parts) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search', 'student' and 'judge'")
         return self
 
     @property
@@ -210,6 +205,7 @@ class StageConfig(Strict):
         names += self.eval.scoring if self.eval else ()
         names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
+        names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)
 
 
@@ -234,6 +230,8 @@ class Recipe(Strict):
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
     retention: Retention | None = None
+    win_rate: WinRates | list[WinRates] | None = None
+    objectives: Objectives | None = None
 
     @model_validator(mode="after")
     def _retained(self) -> Recipe:
@@ -250,6 +248,21 @@ class Recipe(Strict):
             self.stages.extend(stage for stage in made if stage.name not in there)
         return self
 
+    @model_validator(mode="after")
+    def _judged(self) -> Recipe:
+        """Likewise what `win_rate` and `objectives` ask for."""
+        several = self.win_rate if isinstance(self.win_rate, list) else [self.win_rate]
+        asked = [block for block in (*several, self.objectives) if block is not None]
+        there = {stage.name for stage in self.stages}
+        made: dict[str, StageConfig] = {}
+        for block in asked:
+            for values in block.stages():
+                stage = StageConfig.model_validate(values)
+                if stage != made.setdefault(stage.name, stage):
+                    raise ValueError(f"win_rate: '{stage.name}' is asked twice, and differently: give 'by' as a list")
+        self.stages.extend(stage for name, stage in made.items() if name not in there)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _groups(cls, values: Any) -> Any:
@@ -257,41 +270,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
-        earlier: dict[str, StageConfig] = {}
-        for stage in self.stages:
-            if stage.name in earlier:
-                raise ValueError(f"two stages are called '{stage.name}'")
-            for name in (*stage.inputs, *([stage.against] if stage.against else [])):
-                if name not in earlier:
-                    near = did_you_mean(name, earlier)
-                    raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
-            if stage.model is not None and not earlier[stage.model].makes_a_model:
-                raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
-            for name in stage.data.stages or () if stage.data is not None else ():
-                if earlier[name].data is None:
-                    raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
-            for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
-                source = getattr(config, key, None)
-                if source is not None and earlier[source].data is None:
-                    raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
-            if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
-                raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
-            if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
-                raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
-            for name in stage.eval.scoring if stage.eval is not None else ():
-                if earlier[name].train is None:
-                    raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its strategy is not a training stage")
-            if stage.data is not None and stage.data.source is not None:
-                source = earlier[stage.data.source]
-                if source.eval is None and source.data is None:
-                    raise ValueError(f"stage '{stage.name}': from '{source.name}' is no evaluation and no data stage")
-            if (
-                stage.eval is not None
-                and stage.eval.instruction is not None
-                and earlier[stage.eval.instruction].search is None
-            ):
-                raise ValueError(f"stage '{stage.name}': instruction '{stage.eval.instruction}' is not a search stage")
-            earlier[stage.name] = stage
+        check_references(self.stages)
         return self
 
     def stage(self, name: str) -> StageConfig:
