@@ -125,7 +125,7 @@ def test_objectives_their_weighted_sum_and_the_front(folder):
     report = run(objectives={"of": ["start", "best"], "scores": scores})
     found = report["alignment"]["objectives"]
     assert found["names"] == ["letters", "likely"]
-    assert found["questions"] == 5
+    assert found["questions"] == {"letters": 5, "likely": 5}
     for model in found["models"]:
         parts = {name: one["mean"] for name, one in model["scores"].items()}
         assert model["weighted"]["mean"] == pytest.approx(2 * parts["letters"] - parts["likely"])

@@ -84,11 +84,13 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
 
 def _judged(shop: Workshop) -> dict[str, object] | None:
     """Return what the judging stages found."""
-    recipe, found = shop.recipe, []
+    recipe, asked = shop.recipe, shop.recipe.objectives
+    found: list[Judged] = []
+    models = {} if asked is None else asked.models  # an objective may be of another evaluation of the same model
     for stage in recipe.stages:
         if stage.judge is None:
             continue
-        of = recipe.stage(stage.judge.of)
+        of = recipe.stage(models.get((stage.judge.objective or "", stage.judge.of), stage.judge.of))
         against = stage.judge.against
         other = None if against is None else "reference replies" if against == REFERENCES else _label(recipe.stage(against))
         found.append(
@@ -102,7 +104,6 @@ def _judged(shop: Workshop) -> dict[str, object] | None:
                 objective=stage.judge.objective,
             )
         )
-    asked = recipe.objectives
     weights = {} if asked is None else {name: objective.weight for name, objective in asked.scores.items()}
     return alignment(found, weights=weights, scale="raw" if asked is None else asked.scale)
 

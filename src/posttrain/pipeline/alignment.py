@@ -66,10 +66,11 @@ class WinRates(Strict):
 
 
 class Objective(Strict):
-    """What scores an objective, and how much it weighs."""
+    """What scores an objective, how much it weighs, and on which evaluations, if not on the common ones."""
 
     by: str
     weight: float = 1.0
+    of: list[str] | None = None  # in the order of the common ones: the same models' replies to other questions
 
 
 class Objectives(Strict):
@@ -83,10 +84,29 @@ class Objectives(Strict):
     scale: Literal["raw", "standard"] = "raw"
     draw: int | None = Field(default=None, ge=1)
 
+    @property
+    def models(self) -> dict[tuple[str, str], str]:
+        """By objective and the evaluation that it scores, the common evaluation of the same model."""
+        return {
+            (name, own): common
+            for name, objective in self.scores.items()
+            for own, common in zip(objective.of or self.of, self.of, strict=True)
+        }
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Objectives:
+        for name, objective in self.scores.items():
+            if objective.of is not None and len(objective.of) != len(self.of):
+                raise ValueError(
+                    f"objective '{name}': its 'of' names {len(objective.of)} evaluations and the common one {len(self.of)}: "
+                    "the same models in the same order are needed"
+                )
+        return self
+
     def stages(self) -> Iterator[dict[str, Any]]:
         """Yield the stages, as a recipe would write them."""
         for name, objective in self.scores.items():
-            for of in self.of:
+            for of in objective.of or self.of:
                 judge = {"of": of, "by": objective.by, "objective": name, "draw": self.draw}
                 yield {"name": f"objective-{name}-{of}", "judge": judge}
 

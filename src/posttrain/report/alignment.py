@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.types import Cost, Usage
 from ..ledger.row import Row
-from ..stats.intervals import bootstrap
 from ..stats.paired import holm
 from ..stats.pareto import undominated
+from ..stats.resample import interval as percentiles
 from ..stats.resample import question_weights
 from ..stats.win_rate import Outcome, win_rate
 from .words import interval, percent
 
 __all__ = ["Judged", "alignment", "outcomes_of"]
+
+Array = NDArray[np.float64]
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,7 @@ class Judged:
     """Replies that were judged. `against` is what they were compared with; None: they were scored for `objective`."""
 
     name: str
-    of: str  # the evaluation's name, and label
+    of: str  # the evaluation's name, and label; for objectives: the first of the model's evaluations
     label: str
     by: str
     rows: Sequence[Row]
@@ -96,62 +100,68 @@ def _sentence(rate: Mapping[str, Any]) -> str:
 def _objectives(scored: Sequence[Judged], weights: Mapping[str, float], scale: str) -> dict[str, Any]:
     """Return each model's mean in each objective, their weighted sum, and which models no other dominates.
 
-    `weighted`: Σ_k w_k s_k / u_k over objectives k, u_k = 1 or, with `scale=standard`, the standard deviation of all scores
-    of k. Intervals are bootstraps over questions; `difference` is to the first model, paired. `front`: no other model's
-    means are as good in every objective and better in one. `front_share`: in what share of bootstrap draws of the
-    questions, the same for all models, that holds; near 1 or 0 the questions tell it, between them they do not.
+    `weighted`: Σ_k w_k m_k / u_k over the means m_k of objectives k, u_k = 1 or, with `scale=standard`, the standard
+    deviation of all scores of k. Intervals are bootstraps over questions, the same draws for all models, and for objectives
+    on the same questions; `difference` is to the first model. `front`: no other model's means are as good in every objective
+    and better in one; `front_share`: in what share of the draws that holds: near 1 or 0 the questions tell it.
     """
     names = list(dict.fromkeys(one.objective for one in scored if one.objective is not None))
     models = {one.of: one.label for one in scored}
-    by = {(one.of, one.objective): one for one in scored}
-    asked = [row.example for row in scored[0].rows]
-    table_MKN = np.full((len(models), len(names), len(asked)), np.nan)
-    for m, model in enumerate(models):
-        for k, name in enumerate(names):
-            found = by.get((model, name))
-            values = {row.example: row.trace["values"][0] for row in found.rows} if found is not None else {}
-            if list(values) != asked:
-                raise DataError(f"objective '{name}': '{model}' was not scored on the same questions as '{scored[0].of}'")
-            table_MKN[m, k] = [math.nan if value is None else value for value in values.values()]
-    known_N = np.isfinite(table_MKN).all(axis=(0, 1))  # a question that some score lacks is in no mean
-    if not known_N.any():
-        raise DataError("objectives: there is no question that every model has a score for in every objective")
-    kept_MKN = table_MKN[:, :, known_N]
-    unit_K = kept_MKN.std(axis=(0, 2)) if scale == "standard" else np.ones(len(names))
-    weight_K = np.array([weights.get(name, 1.0) for name in names]) / np.where(unit_K > 0, unit_K, 1.0)
-    sum_MN = np.einsum("k,mkn->mn", weight_K, kept_MKN)
-    mean_MK = kept_MKN.mean(axis=2)
-    on = undominated(mean_MK.tolist())
-    drawn_DMK = np.einsum("dn,mkn->dmk", question_weights(kept_MKN.shape[2], 1000), kept_MKN)
+    tables = {name: _table([one for one in scored if one.objective == name], list(models)) for name in names}
+    kept, drawn, left_out = {}, {}, 0
+    for number, questions in enumerate(dict.fromkeys(questions for questions, _ in tables.values())):
+        inside = [name for name in names if tables[name][0] == questions]
+        known_N = np.isfinite([tables[name][1] for name in inside]).all(axis=(0, 1))
+        if not known_N.any():
+            raise DataError(f"objective '{inside[0]}': there is no question for which every model has a score")
+        left_out += int((~known_N).sum())
+        weights_DN = question_weights(int(known_N.sum()), _DRAWS, number)
+        for name in inside:
+            kept[name] = tables[name][1][:, known_N]
+            drawn[name] = weights_DN @ kept[name].T
+    drawn_DMK = np.stack([drawn[name] for name in names], axis=2)
+    mean_MK = np.stack([kept[name].mean(axis=1) for name in names], axis=1)
+    spread_K = np.array([kept[name].std() for name in names])
+    unit_K = np.where(spread_K > 0, spread_K, 1.0) if scale == "standard" else np.ones(len(names))
+    weight_K = np.array([weights.get(name, 1.0) for name in names]) / unit_K
     fronts = [undominated(points.tolist()) for points in drawn_DMK]
-    told = []
-    for m, (model, label) in enumerate(models.items()):
-        told.append(
-            {
-                "of": model,
-                "label": label,
-                "scores": {name: _mean(kept_MKN[m, k], kept_MKN[0, k], m) for k, name in enumerate(names)},
-                "weighted": _mean(sum_MN[m], sum_MN[0], m),
-                "front": m in on,
-                "front_share": sum(m in front for front in fronts) / len(fronts),
-            }
-        )
+    on = undominated(mean_MK.tolist())
+    sums_M, sums_DM = mean_MK @ weight_K, drawn_DMK @ weight_K
     return {
         "names": names,
         "by": {name: next(one.by for one in scored if one.objective == name) for name in names},
         "weights": {name: weights.get(name, 1.0) for name in names},
         "scale": scale,
-        "questions": int(known_N.sum()),
-        "left_out": int((~known_N).sum()),
-        "models": told,
+        "questions": {name: kept[name].shape[1] for name in names},
+        "left_out": left_out,
+        "models": [
+            {
+                "of": model,
+                "label": label,
+                "scores": {name: _mean(mean_MK[:, k], drawn_DMK[:, :, k], m) for k, name in enumerate(names)},
+                "weighted": _mean(sums_M, sums_DM, m),
+                "front": m in on,
+                "front_share": sum(m in front for front in fronts) / len(fronts),
+            }
+            for m, (model, label) in enumerate(models.items())
+        ],
     }
 
 
-def _mean(values_N: Any, first_N: Any, m: int) -> dict[str, Any]:
-    apart = (values_N - first_N).tolist()
+def _table(scored: Sequence[Judged], models: Sequence[str]) -> tuple[tuple[str, ...], Array]:
+    """Return the questions of one objective and its scores [models, questions], nan where there is none."""
+    by = {one.of: {row.example: row.trace["values"][0] for row in one.rows} for one in scored}
+    questions = tuple(next(iter(by.values())))
+    for model in models:
+        if tuple(by.get(model, ())) != questions:
+            raise DataError(f"objective '{scored[0].objective}': '{model}' was not scored on the questions of the others")
+    return questions, np.array([[math.nan if v is None else v for v in by[model].values()] for model in models])
+
+
+def _mean(mean_M: Array, drawn_DM: Array, m: int) -> dict[str, Any]:
     return {
-        "mean": float(values_N.mean()),
-        "ci95": list(bootstrap(values_N.tolist())),
-        "difference": float(np.mean(apart)) if m else None,
-        "difference_ci95": list(bootstrap(apart)) if m else None,
+        "mean": float(mean_M[m]),
+        "ci95": list(percentiles(drawn_DM[:, m])),
+        "difference": float(mean_M[m] - mean_M[0]) if m else None,
+        "difference_ci95": list(percentiles(drawn_DM[:, m] - drawn_DM[:, 0])) if m else None,
     }
