@@ -123,14 +123,19 @@ class DataStage(Strict):
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
     stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
     draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
+    part: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d*$")  # 2/3: rows of the second third of the prompts
+    skip_bad: bool | None = None  # with 'file': leave out rows that cannot be read, counted
     also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
         if sum(given is not None for given in (self.maker, self.file, self.sources, self.stages)) != 1:
             raise ValueError("give exactly one of 'maker', 'file', 'sources' and 'stages'")
-        if self.draw is not None and self.maker is not None:
-            raise ValueError("'draw' takes some of the rows that are read; a maker has a setting of its own")
+        for name in ("draw", "part"):
+            if getattr(self, name) is not None and self.maker is not None:
+                raise ValueError(f"'{name}' takes some of the rows that are read, not of those that a maker makes")
+        if self.skip_bad and self.file is None:
+            raise ValueError("'skip_bad' is of the rows of a 'file'")
         if self.task is not None and (self.maker is None or self.source is not None):
             raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
         return self

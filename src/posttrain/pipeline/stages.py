@@ -19,7 +19,7 @@ from .alignment import REFERENCES, JudgeStage
 from .done import Done, cost_from, cost_to, read_done
 from .evaluate import Evaluation, evaluate, load_sampled
 from .judging import Judging, check_judge, drawn, judge_replies, references, replies
-from .making import draw_rows, joined, makers_of, on_rows, read_hashes, read_sources, read_stages
+from .making import draw_rows, joined, makers_of, on_rows, part_of_rows, read_hashes, read_sources, read_stages
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .naming import placed
 from .opening import Opened, open_engine, static_fingerprint
@@ -68,7 +68,7 @@ class Workshop:
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         rare = ("search", "student", "judge")
         config = {key: value for key, value in config.items() if key not in rare or value is not None}
-        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also"}
+        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also", "skip_bad"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -221,18 +221,26 @@ class Workshop:
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
+        from ..data.readable import readable
         from ..data.rows import rows_with_scores
         from ..data.sources import read_rows
 
         if config.file is not None:
-            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
-            counts: Mapping[str, int] = {"rows": len(rows)}
+            read: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
+            counts: Mapping[str, int] = {}
+            if config.skip_bad:
+                found = readable(read, config.file, skip=True, mend="")
+                read, counts = found.rows, {"bad_rows": found.bad}
+            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read, config.file)
+            counts = {"rows": len(rows), **counts}
         else:
             try:
                 made = self._rows(stage, config)
             except DataError as error:
                 raise DataError(f"stage '{stage.name}': {error}") from None
             rows, counts = made.rows, made.counts
+        if config.part is not None:
+            rows, counts = part_of_rows(rows, counts, config.part, stage=stage.name)
         if config.draw is not None:
             rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
         if config.also is not None:

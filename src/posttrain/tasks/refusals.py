@@ -22,7 +22,7 @@ from .extraction import extractor
 __all__ = ["Refusals"]
 
 _VERSION = 1  # raised when a rule changes
-_FILE = Path(__file__).parent / "requests" / "refusals.jsonl"
+_FILE = Path(__file__).parent / "suites" / "refusals.jsonl"
 _KINDS = ("harmful", "harmless")
 
 
