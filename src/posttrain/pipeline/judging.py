@@ -46,8 +46,8 @@ class Judging:
     seed: int
 
 
-def check_judge(spec: str, *, alone: bool) -> None:
-    """Raise `ConfigError` for a judge that does not exist or cannot do it; nothing is loaded."""
+def check_judge(spec: str, *, alone: bool) -> type[Any]:
+    """Return a judge's class; raises `ConfigError` for one that does not exist or cannot do it. Nothing is loaded."""
     cls = check_spec(spec)
     fields = {f.name for f in dataclasses.fields(cls)}
     if alone and (compares(spec) or getattr(cls, "relative", False)):
@@ -56,6 +56,7 @@ def check_judge(spec: str, *, alone: bool) -> None:
         raise ConfigError(f"'{spec}' scores replies against each other: to compare two, name the judge 'pairwise'")
     if {"engine", "model"} <= fields and parse(spec).params.get("model") is None:
         raise ConfigError(f"'{spec}': say who judges, with its setting model=…")
+    return cls
 
 
 def replies(folder: Path, where: str) -> dict[str, str]:

@@ -113,7 +113,8 @@ class Workshop:
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
         elif stage.judge is not None:
-            check_judge(stage.judge.by, alone=stage.judge.against is None)
+            cls = check_judge(stage.judge.by, alone=stage.judge.against is None)
+            return [f"{cls.__name__} {getattr(cls, 'version', '1')}"]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
 
     def _file(self, name: str) -> Path:
