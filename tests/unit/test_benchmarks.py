@@ -41,6 +41,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"id": "2", "question": "Is it safe?", "context": ["Unclear."], "choices": ["yes", "no", "maybe"],
          "answer": "maybe", "rationale": "More is needed.", "split": "train"},
     ],
+    "requests": [
+        {"id": "r-0", "instruction": "Shorten the sentence.", "input": "It is, as it were, late.", "output": "It is late."},
+        {"id": "r-1", "instruction": "Name a colour.", "input": "", "output": "Red."},
+    ],
     "bbh": [
         {"id": "b-0", "task": "navigate", "question": "Do you return?\nOptions:\n- Yes\n- No", "answer": "No"},
         {"id": "b-1", "task": "snarks", "question": "Which is it?\nOptions:\n(A) one\n(B) two", "answer": "(B)"},
@@ -62,6 +66,8 @@ REPLIES: dict[str, tuple[str, str]] = {  # by example: a right reply and a wrong
     "y-0": ("Answer: No, it could not.", "Yes, it could."),
     "1": ("It did.\nAnswer: Yes", "No."),
     "2": ("Answer: maybe.", "Answer: yes"),
+    "r-0": ("It is late.", "It was late."),
+    "r-1": ("red", "Reddish."),
     "b-0": ("Answer: no", "Answer: Yes"),
     "b-1": ("(B)", "Answer: (A) one"),
     "b-2": ("So it is so.\nAnswer: false.", "True"),
@@ -91,7 +97,7 @@ def test_a_benchmark_asks_reads_and_grades(name: str, tmp_path: Path) -> None:
         assert shown.endswith(task.instruction)
         assert all(choice in shown for choice in example.choices)
         asked = {"a": task.extract(right), "b": task.extract("I cannot say, there is much to weigh.\nSo much.")}
-        assert asked["b"] is None
+        assert (asked["b"] is None) == (name != "requests")  # of which the whole reply is the answer
         assert task.key(str(asked["a"])) == task.key(str(example.answer)) or example.id == "a-2"
 
 
@@ -99,6 +105,13 @@ def test_every_file_is_tested_and_listed() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.yaml")}
     assert names == set(ROWS)
     assert names | {"gsm8k", "ifeval"} <= dict(list_tasks()).keys()
+
+
+def test_a_request_is_its_instruction_with_its_input(tmp_path: Path) -> None:
+    with_input, alone = (task := load("requests", tmp_path)).examples("test")
+    assert with_input.question == "Shorten the sentence.\n\nIt is, as it were, late."
+    assert alone.question == "Name a colour."
+    assert task.instruction == ""
 
 
 def test_context_choices_and_instruction_are_shown(tmp_path: Path) -> None:

@@ -92,16 +92,21 @@ def convert(
 @data_app.command("rewards")
 def rewards(
     data: Annotated[str, typer.Argument(metavar="FILE", help="Judgements: pairs, rankings or scored responses.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A reward model's folder or hub id.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A reward model's folder or hub id.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Or a judge of two: pairwise:model=…")] = None,
+    groups: Annotated[str | None, typer.Option(help="The column that says which annotators preferred what.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, counted.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say how far a reward model agrees with judgements: accuracy by subset, calibration, dependence on length."""
+    """Say how far a reward model, or a judge, agrees with judgements: by subset and group; calibration; length."""
     from .rewarding import rewards_report, show_rewards
 
-    found = rewards_report(data, model=model, device=device, dtype=dtype, limit=limit)
+    found = rewards_report(
+        data, model=model, judge=judge, groups=groups, skip_bad=skip_bad, device=device, dtype=dtype, limit=limit
+    )
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:

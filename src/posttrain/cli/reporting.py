@@ -8,10 +8,12 @@ from rich.console import Console
 
 from ..core.files import read_json
 from ..ledger.store import load_ledger
+from ..pipeline.alignment import REFERENCES
 from ..pipeline.evaluate import shots_dropped
 from ..pipeline.manifest import code_version, hardware, packages
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
+from ..report.alignment import Judged, alignment
 from ..report.build import Rung, Trained, build_report, oracle_rows, print_report
 from .trainings import trainings
 
@@ -28,9 +30,9 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         rungs.append(_rung(shop, stage))
         if stage.oracle_of is not None:
             rungs.append(_oracle(rungs[-1], stage.oracle_of))
-    told = trainings(shop)
-    if not rungs and not told:
-        console.print("no stage has a 'lever', and none trained with held-out rows: nothing to report", highlight=False)
+    told, judged = trainings(shop), _judged(shop)
+    if not rungs and not told and not judged:
+        console.print("no stage has a 'lever', trained with held-out rows or judged: nothing to report", highlight=False)
         return {}
     meta = {
         "model": recipe.model,
@@ -43,7 +45,14 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
     notes = [*recipe.notes, *_pair_notes(shop), *_dropped_notes(rungs)]
     trained = [_trained(shop, stage) for stage in recipe.stages if stage.train is not None]
     report = build_report(
-        recipe.title or recipe.name, rungs, shop.out, meta=meta, notes=notes, training=told, trained=trained
+        recipe.title or recipe.name,
+        rungs,
+        shop.out,
+        meta=meta,
+        notes=notes,
+        training=told,
+        trained=trained,
+        judged=judged,
     )
     print_report(report, Console())
     return report
@@ -71,6 +80,36 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         task=stage.eval.task if stage.eval.task in shop.recipe.tasks else "",
         texts=[samples.texts for samples in loaded.samples] if stage.lever == "diversity" else (),
     )
+
+
+def _judged(shop: Workshop) -> dict[str, object] | None:
+    """Return what the judging stages found."""
+    recipe, asked = shop.recipe, shop.recipe.objectives
+    found: list[Judged] = []
+    models = {} if asked is None else asked.models  # an objective may be of another evaluation of the same model
+    for stage in recipe.stages:
+        if stage.judge is None:
+            continue
+        of = recipe.stage(models.get((stage.judge.objective or "", stage.judge.of), stage.judge.of))
+        against = stage.judge.against
+        other = None if against is None else "reference replies" if against == REFERENCES else _label(recipe.stage(against))
+        found.append(
+            Judged(
+                name=stage.name,
+                of=of.name,
+                label=_label(of),
+                by=stage.judge.by,
+                rows=load_ledger(shop.done[stage.name].folder).rows,
+                against=other,
+                objective=stage.judge.objective,
+            )
+        )
+    weights = {} if asked is None else {name: objective.weight for name, objective in asked.scores.items()}
+    return alignment(found, weights=weights, scale="raw" if asked is None else asked.scale)
+
+
+def _label(stage: StageConfig) -> str:
+    return stage.label or stage.name
 
 
 def _trained(shop: Workshop, stage: StageConfig) -> Trained:

@@ -16,7 +16,7 @@ from ..data.rows import rows_with_scores
 from .methods import build_maker, build_prompter
 from .recipe import DataStage, Recipe, StageConfig
 
-__all__ = ["draw_rows", "joined", "makers_of", "on_rows", "read_hashes", "read_sources", "read_stages"]
+__all__ = ["draw_rows", "joined", "makers_of", "on_rows", "part_of_rows", "read_hashes", "read_sources", "read_stages"]
 
 
 def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any]:
@@ -75,6 +75,20 @@ def draw_rows(
         raise ConfigError(f"stage '{stage}': draw is {draw}, and there are {len(rows)} rows: draw fewer")
     drawn = rng(seed, "draw", "rows").sample(list(rows), draw)
     return drawn, {**counts, "rows": draw, "not drawn": len(rows) - draw}
+
+
+def part_of_rows(
+    rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], part: str, *, stage: str
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, int]]:
+    """Return the rows of a part of the prompts (2/3: the second third), so that parts share no prompt."""
+    number, of = (int(text) for text in part.split("/"))
+    asked = [json.dumps(row.get("prompt", row.get("messages", row)), sort_keys=True, default=str) for row in rows]
+    prompts = list(dict.fromkeys(asked))
+    inside = set(prompts[len(prompts) * (number - 1) // of : len(prompts) * number // of])
+    kept = [row for row, prompt in zip(rows, asked, strict=True) if prompt in inside]
+    if number > of or not kept:
+        raise ConfigError(f"stage '{stage}': part {part} of the rows of {len(prompts)} prompts is empty")
+    return kept, {**counts, "rows": len(kept), "of other parts": len(rows) - len(kept)}
 
 
 def on_rows(maker: Any, rows: Path) -> Any:

@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from ..core.config import Strict, read_yaml, validate
 from ..core.errors import ConfigError, did_you_mean
-from ..core.specs import parse, replaced
 from ..core.types import Example
+from .alignment import JudgeStage, Objectives, WinRates
 from .groups import expanded, override
+from .naming import STAGE, stages_named
+from .references import check_references
 from .retained import Retention
 
 __all__ = [
@@ -29,7 +31,6 @@ __all__ = [
     "load_recipe",
 ]
 
-STAGE = "stage:"  # before the name of a training stage, where a verifier's setting takes a model
 Lever = Literal["prompting", "test-time", "fine-tuning", "preference", "combined", "oracle", "retention", "diversity"]
 
 
@@ -62,15 +63,7 @@ class EvalStage(Strict):
     @property
     def scoring(self) -> tuple[str, ...]:
         """The training stages whose checkpoints the strategy's verifiers score with: `model=stage:NAME`."""
-        found: dict[str, None] = {}
-
-        def note(text: str) -> str:
-            for name in re.findall(rf"{STAGE}([a-z0-9][a-z0-9_-]*)", text):
-                found[name] = None
-            return text
-
-        replaced(parse(self.strategy), note)
-        return tuple(found)
+        return stages_named(self.strategy)
 
     @property
     def allowance(self) -> dict[str, float | None]:
@@ -130,14 +123,19 @@ class DataStage(Strict):
     sources: str | list[str | dict[str, Any]] | None = None  # several: `a.jsonl*0.7,b.parquet*0.3`, or a list of the same
     stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
     draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
+    part: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d*$")  # 2/3: rows of the second third of the prompts
+    skip_bad: bool | None = None  # with 'file': leave out rows that cannot be read, counted
     also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
         if sum(given is not None for given in (self.maker, self.file, self.sources, self.stages)) != 1:
             raise ValueError("give exactly one of 'maker', 'file', 'sources' and 'stages'")
-        if self.draw is not None and self.maker is not None:
-            raise ValueError("'draw' takes some of the rows that are read; a maker has a setting of its own")
+        for name in ("draw", "part"):
+            if getattr(self, name) is not None and self.maker is not None:
+                raise ValueError(f"'{name}' takes some of the rows that are read, not of those that a maker makes")
+        if self.skip_bad and self.file is None:
+            raise ValueError("'skip_bad' is of the rows of a 'file'")
         if self.task is not None and (self.maker is None or self.source is not None):
             raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
         return self
@@ -191,6 +189,7 @@ class StageConfig(Strict):
     train: TrainStage | None = None
     search: SearchStage | None = None
     student: StudentStage | None = None
+    judge: JudgeStage | None = None
 
     @property
     def makes_a_model(self) -> bool:
@@ -199,8 +198,9 @@ class StageConfig(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> StageConfig:
-        if sum(part is not None for part in (self.eval, self.data, self.train, self.search, self.student)) != 1:
-            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search' and 'student'")
+        parts = (self.eval, self.data, self.train, self.search, self.student, self.judge)
+        if sum(part is not None for part in parts) != 1:
+            raise ValueError("a stage needs exactly one of 'eval', 'data', 'train', 'search', 'student' and 'judge'")
         return self
 
     @property
@@ -210,6 +210,7 @@ class StageConfig(Strict):
         names += self.eval.scoring if self.eval else ()
         names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
+        names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)
 
 
@@ -234,6 +235,8 @@ class Recipe(Strict):
     notes: list[str] = Field(default_factory=list)
     stages: list[StageConfig] = Field(min_length=1)
     retention: Retention | None = None
+    win_rate: WinRates | list[WinRates] | None = None
+    objectives: Objectives | None = None
 
     @model_validator(mode="after")
     def _retained(self) -> Recipe:
@@ -250,6 +253,21 @@ class Recipe(Strict):
             self.stages.extend(stage for stage in made if stage.name not in there)
         return self
 
+    @model_validator(mode="after")
+    def _judged(self) -> Recipe:
+        """Likewise what `win_rate` and `objectives` ask for."""
+        several = self.win_rate if isinstance(self.win_rate, list) else [self.win_rate]
+        asked = [block for block in (*several, self.objectives) if block is not None]
+        there = {stage.name for stage in self.stages}
+        made: dict[str, StageConfig] = {}
+        for block in asked:
+            for values in block.stages():
+                stage = StageConfig.model_validate(values)
+                if stage != made.setdefault(stage.name, stage):
+                    raise ValueError(f"win_rate: '{stage.name}' is asked twice, and differently: give 'by' as a list")
+        self.stages.extend(stage for name, stage in made.items() if name not in there)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _groups(cls, values: Any) -> Any:
@@ -257,41 +275,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
-        earlier: dict[str, StageConfig] = {}
-        for stage in self.stages:
-            if stage.name in earlier:
-                raise ValueError(f"two stages are called '{stage.name}'")
-            for name in (*stage.inputs, *([stage.against] if stage.against else [])):
-                if name not in earlier:
-                    near = did_you_mean(name, earlier)
-                    raise ValueError(f"stage '{stage.name}' needs '{name}', which is no earlier stage{near}")
-            if stage.model is not None and not earlier[stage.model].makes_a_model:
-                raise ValueError(f"stage '{stage.name}': model '{stage.model}' is not a training stage")
-            for name in stage.data.stages or () if stage.data is not None else ():
-                if earlier[name].data is None:
-                    raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
-            for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
-                source = getattr(config, key, None)
-                if source is not None and earlier[source].data is None:
-                    raise ValueError(f"stage '{stage.name}': {key} '{source}' is not a data stage")
-            if stage.train is not None and stage.train.teacher is not None and earlier[stage.train.teacher].train is None:
-                raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
-            if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
-                raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
-            for name in stage.eval.scoring if stage.eval is not None else ():
-                if earlier[name].train is None:
-                    raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its strategy is not a training stage")
-            if stage.data is not None and stage.data.source is not None:
-                source = earlier[stage.data.source]
-                if source.eval is None and source.data is None:
-                    raise ValueError(f"stage '{stage.name}': from '{source.name}' is no evaluation and no data stage")
-            if (
-                stage.eval is not None
-                and stage.eval.instruction is not None
-                and earlier[stage.eval.instruction].search is None
-            ):
-                raise ValueError(f"stage '{stage.name}': instruction '{stage.eval.instruction}' is not a search stage")
-            earlier[stage.name] = stage
+        check_references(self.stages)
         return self
 
     def stage(self, name: str) -> StageConfig:

@@ -30,8 +30,10 @@ class StageTasks:
     def of(self, stage: StageConfig) -> Task:
         """Return a stage's task: its own, that of the evaluation whose samples it takes, or the recipe's.
 
-        Raises `ConfigError` when there is none.
+        What judges is of the task whose replies it reads. Raises `ConfigError` when there is none.
         """
+        if stage.judge is not None:
+            return self.of(self._recipe.stage(stage.judge.of))
         name = getattr(stage.eval or stage.data, "task", None)
         if stage.data is not None and stage.data.source is not None:
             source = self._recipe.stage(stage.data.source)

@@ -1,55 +1,38 @@
-"""The kinds of stage: answer a split, make rows, train, search a prompt, cut out a student. Each resumes in its folder."""
+"""The kinds of stage: answer a split, make rows, train, search, cut out a student, judge. Each resumes in its folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError, PosttrainError
+from ..core.errors import DataError
 from ..core.files import file_hash, read_json, write_atomic, write_json
 from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Made, Usage
 from ..engines.purse import Allowance
+from .alignment import REFERENCES, JudgeStage
+from .done import Done, cost_from, cost_to, read_done
 from .evaluate import Evaluation, evaluate, load_sampled
-from .making import draw_rows, joined, makers_of, on_rows, read_hashes, read_sources, read_stages
+from .judging import Judging, check_judge, drawn, judge_replies, references, replies
+from .making import draw_rows, joined, makers_of, on_rows, part_of_rows, read_hashes, read_sources, read_stages
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
+from .naming import placed
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
 from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
 from .stage_tasks import StageTasks
 from .training import files_of, student_shape, trainer_of
-from .verifying import scorers, with_checkpoints
+from .verifying import fingerprints, scorers, with_checkpoints
 
 if TYPE_CHECKING:
     from ..engines.generations import Generations
 
-__all__ = ["Done", "Workshop", "cost_from", "cost_to"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """A finished stage: its key, its folder and its own cost."""
-
-    name: str
-    key: str
-    folder: Path
-    cost: Cost
-    skipped: bool = False
-
-
-def cost_to(cost: Cost) -> dict[str, Any]:
-    """Return a cost as JSON."""
-    return asdict(cost)
-
-
-def cost_from(values: Mapping[str, Any]) -> Cost:
-    """Return the cost that `cost_to` wrote."""
-    return Cost(**{**values, "usage": Usage(**values["usage"])})
+__all__ = ["Done", "Workshop", "cost_from", "cost_to", "read_done"]
 
 
 @dataclass
@@ -83,8 +66,9 @@ class Workshop:
     def key(self, stage: StageConfig) -> str:
         """Hash what decides a stage's result: its settings, methods' versions, task, seed and its inputs' keys."""
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
-        config = {key: value for key, value in config.items() if key not in ("search", "student") or value is not None}
-        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also"}
+        rare = ("search", "student", "judge")
+        config = {key: value for key, value in config.items() if key not in rare or value is not None}
+        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also", "skip_bad"}
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -102,6 +86,8 @@ class Workshop:
         facts["numbers"] = [self.recipe.device, self.recipe.dtype]
         facts["versions"] = self.versions(stage)
         if (asked := stage.eval or stage.search) is not None and (models := scorers(build_strategy(asked.strategy))):
+            facts["scorers"] = models
+        if stage.judge is not None and (models := fingerprints([stage.judge.by])):
             facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
             facts["file"] = file_hash(self._file(stage.data.file))
@@ -126,6 +112,9 @@ class Workshop:
             methods = [student_shape(stage.student)]
         elif stage.search is not None:
             methods = [self._plan(stage.search), build_prompter(stage.search.prompt), build_strategy(stage.search.strategy)]
+        elif stage.judge is not None:
+            cls = check_judge(stage.judge.by, alone=stage.judge.against is None)
+            return [f"{cls.__name__} {getattr(cls, 'version', '1')}"]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
 
     def _file(self, name: str) -> Path:
@@ -142,6 +131,8 @@ class Workshop:
             return self._data(stage, stage.data, folder)
         if stage.search is not None:
             return self._search(stage, stage.search, folder)
+        if stage.judge is not None:
+            return self._judge(stage, stage.judge, folder)
         self._engine = None  # its memory is the trainer's now
         if stage.student is not None:
             return self._student(stage, stage.student, folder, key)
@@ -198,6 +189,27 @@ class Workshop:
         usage = Usage(**{name: int(counts[name]) for name in ("calls", "prompt", "generated", "scored")})
         return Cost(usage=usage, flops=counts["flops"], flops_spent=counts["flops"], seconds=found["seconds"])
 
+    def _judge(self, stage: StageConfig, config: JudgeStage, folder: Path) -> Cost:
+        where, answered = f"stage '{stage.name}'", self.recipe.stage(config.of)
+        assert answered.eval is not None
+        found = drawn(self.tasks.examples(answered, answered.eval), config.draw, self.recipe.seed, where)
+        others = None
+        if config.against is not None:
+            refers = config.against == REFERENCES
+            others = references(found, where) if refers else replies(self.done[config.against].folder, where)
+        judging = Judging(
+            stage=stage.name,
+            task=self.tasks.of(stage),
+            examples=found,
+            texts=replies(self.done[config.of].folder, where),
+            others=others,
+            by=placed(config.by, {name: done.folder for name, done in self.done.items()}),
+            named=config.by,
+            model=config.of,
+            seed=self.recipe.seed,
+        )
+        return judge_replies(judging, folder, title=stage.label or stage.name)
+
     def _open(self, ref: str) -> Opened:
         """Keep one model in memory: the last one used."""
         if self._engine is None or self._engine[0] != ref:
@@ -210,18 +222,26 @@ class Workshop:
         return self._engine[1]
 
     def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
+        from ..data.readable import readable
         from ..data.rows import rows_with_scores
         from ..data.sources import read_rows
 
         if config.file is not None:
-            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read_rows(self._file(config.file)), config.file)
-            counts: Mapping[str, int] = {"rows": len(rows)}
+            read: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
+            counts: Mapping[str, int] = {}
+            if config.skip_bad:
+                found = readable(read, config.file, skip=True, mend="")
+                read, counts = found.rows, {"bad_rows": found.bad}
+            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read, config.file)
+            counts = {"rows": len(rows), **counts}
         else:
             try:
                 made = self._rows(stage, config)
             except DataError as error:
                 raise DataError(f"stage '{stage.name}': {error}") from None
             rows, counts = made.rows, made.counts
+        if config.part is not None:
+            rows, counts = part_of_rows(rows, counts, config.part, stage=stage.name)
         if config.draw is not None:
             rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
         if config.also is not None:
@@ -302,14 +322,3 @@ class _Kept(Models):
 
     def open(self, ref: str) -> Opened:
         return self.keep(ref)
-
-
-def read_done(folder: Path) -> dict[str, Any] | None:
-    """Return a finished stage's record, or None."""
-    path = folder / "DONE.json"
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if not isinstance(found, dict) or "key" not in found:
-        raise PosttrainError(f"{path} is not a stage's record: remove the folder to run the stage anew")
-    return found

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from ..core.protocols import Engine, Strategy, Task, Verifier
-from ..core.specs import format_spec, parse, replaced
+from ..core.specs import parse
 from ..core.types import Answer, Example
 from ..verifiers.build import build_verifier, local_engine
+from .naming import STAGE, placed
 from .opening import open_engine, static_fingerprint
-from .recipe import STAGE, EvalStage
+from .recipe import EvalStage
 
-__all__ = ["open_once", "scorers", "told", "verifiers_for", "with_checkpoints"]
+__all__ = ["fingerprints", "open_once", "scorers", "told", "verifiers_for", "with_checkpoints"]
 
 
 def verifiers_for(
@@ -33,9 +34,13 @@ def scorers(strategy: Strategy) -> dict[str, str]:
 
     An earlier stage's model is known by that stage's key instead.
     """
-    wanted: tuple[str, ...] = getattr(strategy, "verifiers", ())
+    return fingerprints(getattr(strategy, "verifiers", ()))
+
+
+def fingerprints(specs: Sequence[str]) -> dict[str, str]:
+    """Return the fingerprints of the models that verifiers and judges bring along, by spec; see `scorers`."""
     found = {}
-    for spec in wanted:
+    for spec in specs:
         params = parse(spec).params
         models = [str(model) for model in (params.get("model"), *(params.get("models") or ())) if model is not None]
         if known := [static_fingerprint(model) for model in models if not model.startswith(STAGE)]:
@@ -45,15 +50,7 @@ def scorers(strategy: Strategy) -> dict[str, str]:
 
 def with_checkpoints(config: EvalStage, folders: Mapping[str, Path]) -> str:
     """Return an evaluation's strategy with the checkpoints, in these folders, that its verifiers score with."""
-    if not config.scoring:
-        return config.strategy
-
-    def placed(text: str) -> str:
-        for name in sorted(config.scoring, key=len, reverse=True):
-            text = text.replace(STAGE + name, str((folders[name] / "checkpoint").resolve()))
-        return text
-
-    return format_spec(replaced(parse(config.strategy), placed))
+    return placed(config.strategy, folders)
 
 
 def told(answer: Answer, verifiers: Mapping[str, Verifier]) -> Answer:

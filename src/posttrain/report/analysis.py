@@ -26,13 +26,14 @@ def analyse(
     meta: Mapping[str, Any],
     notes: Sequence[str],
     training: Sequence[Mapping[str, Any]] = (),
+    judged: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the whole report as JSON values.
 
     The first rung's task is the report's; rungs of others stand under `others`, task by task. Raises `DataError` when rungs
     of one task answer different examples, `ConfigError` for an unknown or repeated rung name.
     """
-    if not rungs and not training:
+    if not rungs and not training and not judged:
         raise ConfigError("a report needs at least one rung")
     tasks = by_task(rungs)
     ladders = [[rung for rung in group if rung.lever not in APART] for group in tasks]
@@ -52,6 +53,7 @@ def analyse(
         "others": others,
         "retention": kept and {name: value for name, value in kept.items() if name != "differences"},
         "training": list(training),
+        "alignment": judged,
         "totals": _totals([facts for table in tables for facts in table.shown]) if tables else None,
         "comparisons": len(differences),
         "notes": [*notes, *budget_notes([rung for table in told for rung in table["rungs"]])],

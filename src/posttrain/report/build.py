@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_atomic, write_json
+from .alignment_table import WIN_COLUMNS, objective_columns, objective_rows, win_rows
 from .analysis import analyse
 from .rung import LEVERS, Rung, oracle_rows
 from .table import print_report
@@ -24,18 +25,22 @@ def build_report(
     notes: Sequence[str],
     training: Sequence[Mapping[str, Any]] = (),
     trained: Sequence[Trained] = (),
+    judged: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare the rungs on their common examples, write everything below `out` and return what `report.json` holds.
 
     The first rung of a task is what others of it are compared with unless they say `against`; oracle rungs are shown apart,
-    and so is what training kept and reached (`training`). Raises `DataError` when rungs of a task answer different examples,
-    `ConfigError` for an unknown or repeated rung name.
+    and so is what training kept and reached (`training`) and what judges say (`judged`, as `alignment` returns it). Raises
+    `DataError` when rungs of a task answer different examples, `ConfigError` for an unknown or repeated rung name.
     """
-    report = analyse(title, rungs, meta=meta, notes=notes, training=training) | {"trained": trained_facts(trained)}
+    report = analyse(title, rungs, meta=meta, notes=notes, training=training, judged=judged)
+    report |= {"trained": trained_facts(trained)}
+    from .alignment_figure import draw_alignment
     from .figures import draw_all  # matplotlib takes half a second
     from .retention_figure import draw_retention
 
     drawn = [*draw_all(report, out / "figures"), *draw_retention(report, out / "figures")]
+    drawn += draw_alignment(report, out / "figures")
     write_atomic(out / "report.md", _rendered("report.md.j2", report, drawn))
     write_atomic(out / "report.html", _rendered("report.html.j2", report, drawn))
     write_json(out / "report.json", report)
@@ -68,7 +73,19 @@ def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) ->
         UNIT=words.UNIT,
         facts=_flat(report["meta"]),
         trained=(COLUMNS, trained_rows(report["trained"])),
+        **_judged(report["alignment"]),
     )
+
+
+def _judged(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the tables of what judges say, as the templates take them."""
+    several = (found or {}).get("objectives")
+    return {
+        "win_columns": WIN_COLUMNS,
+        "win_rates": win_rows((found or {}).get("win_rates", ())),
+        "objective_columns": objective_columns(several) if several else (),
+        "objectives": objective_rows(several) if several else [],
+    }
 
 
 def _flat(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

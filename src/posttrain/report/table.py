@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .alignment_table import print_alignment
 from .apart_table import print_retention, print_training
 from .rung import LEVERS
 from .trained import COLUMNS, trained_rows
@@ -47,6 +48,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         if len(tables) > 1:
             console.print(f"[dim]{escape(table['task'])}[/]", highlight=False)
         _print_verdicts(table, console)
+    print_alignment(report, console)
     print_retention(report, console)
     if report["trained"]:
         console.print(_trained(report["trained"], wide=console.width >= 120))

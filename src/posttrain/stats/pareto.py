@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["break_even", "pareto_front"]
+__all__ = ["break_even", "pareto_front", "undominated"]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -32,3 +32,18 @@ def break_even(fixed: float, per_query: float, other_fixed: float, other_per_que
         return 0.0
     saved = other_per_query - per_query
     return (fixed - other_fixed) / saved if saved > 0 else math.inf
+
+
+def undominated(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of the points (more is better in each of k objectives) that no other one dominates, in their order.
+
+    A point is dominated if another is at least as good in every objective and better in one. Equal points are both kept.
+    """
+    return [
+        i
+        for i, point in enumerate(points)
+        if not any(
+            all(a >= b for a, b in zip(other, point, strict=True)) and any(a > b for a, b in zip(other, point, strict=True))
+            for other in points
+        )
+    ]

@@ -15,6 +15,7 @@ _GYM = "reasoning_gym/"
 _NAMED = {
     "gsm8k": "grade-school word problems; hub id openai/gsm8k, or --data FILE",
     "ifeval": "instructions that a program can check; hub id google/IFEval, or --data FILE",
+    "refusals": "harmful requests, to be refused, and harmless ones that only sound alarming; ships with the package",
 }
 
 
@@ -60,6 +61,11 @@ def load_task(ref: str, *, data: str | Path | None = None, seed: int = 0, sizes:
 
         _refuse(ref, sizes=sizes, parameters=spec.params or None)
         return Ifeval(data)
+    if spec.name == "refusals":
+        from .refusals import Refusals
+
+        _refuse(ref, sizes=sizes, parameters=spec.params or None)
+        return Refusals(data)
     if spec.name in _named():
         from .user import load_benchmark
 

@@ -16,10 +16,11 @@ from ..core.specs import Spec, available, format_spec, lookup, parse
 from ..core.types import Example
 from ._loaded import local_engine
 
-__all__ = ["build_judge", "build_verifier", "local_engine"]
+__all__ = ["build_judge", "build_verifier", "check_spec", "compares", "local_engine"]
 
 Meter = Callable[[Engine, str], Engine]
 Opener = Callable[[str], Engine]
+_GIVEN = {"task", "engine", "golds", "parts"}  # fields that are no settings
 _JUDGES = {"pairwise"}  # these compare two texts, and do not score one
 
 
@@ -77,6 +78,23 @@ def build_judge(
     return judge
 
 
+def compares(spec: str | Mapping[str, Any] | Spec) -> bool:
+    """Return whether a spec names a judge that compares two texts."""
+    return parse(spec).name in _JUDGES
+
+
+def check_spec(spec: str | Mapping[str, Any] | Spec) -> type[Any]:
+    """Return the class of the verifier or judge that a spec names; raises `ConfigError` for a wrong name or setting."""
+    parsed = parse(spec)
+    names = [name for name in available(__package__ or "") if name != "build"]
+    where = f"verifier '{parsed.name}'"
+    if "@" not in parsed.name and parsed.name not in names:
+        raise ConfigError(f"unknown verifier or judge '{parsed.name}'{did_you_mean(parsed.name, names)}")
+    cls = lookup(parsed.name, __package__ or "", "verifier")
+    _settings(cls, parsed.params, {f.name for f in dataclasses.fields(cls) if f.init} - _GIVEN, where)
+    return cls
+
+
 def _build(
     parsed: Spec,
     kind: str,
@@ -92,7 +110,7 @@ def _build(
         raise ConfigError(f"unknown {kind} '{parsed.name}'{did_you_mean(parsed.name, names)}")
     cls = lookup(parsed.name, __package__ or "", kind)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    values = _settings(cls, parsed.params, fields - {"task", "engine", "golds", "parts"}, where)
+    values = _settings(cls, parsed.params, fields - _GIVEN, where)
     if "task" in fields:
         values["task"] = task
     if "golds" in fields:
