@@ -25,7 +25,7 @@ from ..stats.summary import Summary, summarise
 from .methods import build_prompter, build_strategy
 from .verifying import told, verifiers_for
 
-__all__ = ["Evaluation", "evaluate", "load_sampled", "shots_dropped"]
+__all__ = ["Clock", "Evaluation", "evaluate", "first_of", "load_sampled", "shots_dropped"]
 
 _AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
 
@@ -63,7 +63,7 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
     if evaluation.allowance is not None:
         evaluation.allowance.check(engine)
     with (
-        _Clock(folder / "clock.json") as clock,
+        Clock(folder / "clock.json") as clock,
         Ledger(folder, [example.id for example in evaluation.examples]) as ledger,
         progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance,
     ):
@@ -81,7 +81,7 @@ async def _answer_all(
     prompter: Prompter,
     strategy: Strategy,
     advance: Callable[..., None],
-    clock: _Clock,
+    clock: Clock,
 ) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
     right = sum(row.score or 0.0 for row in ledger.rows)
@@ -105,13 +105,14 @@ async def _answer_all(
                 cost = finished.get(example.id)
                 group.create_task(one(example) if cost is None else purses.finished(cost))
     except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
-        raise _first(failed) from None
+        raise first_of(failed) from None
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first failure of several, one that the user can mend if there is one."""
     mendable = failed.subgroup(PosttrainError) or failed
     first = mendable.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _answer(
@@ -234,14 +235,14 @@ def shots_dropped(rows: Sequence[Row]) -> dict[str, int]:
     return {"examples": len(dropped), "shots": sum(dropped)}
 
 
-class _Clock:
+class Clock:
     """Wall time over all runs of a folder, good to a few seconds when a run is killed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
 
-    def __enter__(self) -> _Clock:
+    def __enter__(self) -> Clock:
         self._began = self._saved = time.monotonic()
         return self
 
@@ -254,6 +255,7 @@ class _Clock:
         return self._before + (self._saved - self._began)
 
     def tick(self) -> None:
+        """Keep the time so far, every few seconds."""
         if time.monotonic() - self._saved > 5:
             self._save()
 

@@ -131,6 +131,13 @@ class DataStage(Strict):
     stages: list[str] | dict[str, float] | None = None  # earlier data stages, all their rows or by weight
     draw: int | None = Field(default=None, ge=1)  # of what is read, so many rows drawn by the seed
     also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
+    labeller: str | None = None  # for a maker that asks one: stage:NAME, or a model; default: the model that was sampled
+    beside: str | None = None  # for the same: another evaluation of the same questions, whose responses are judged, too
+
+    @property
+    def labelled_by(self) -> str | None:
+        """The earlier stage whose model is the labeller, if it is one's."""
+        return self.labeller.removeprefix(STAGE) if self.labeller is not None and self.labeller.startswith(STAGE) else None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
@@ -140,6 +147,9 @@ class DataStage(Strict):
             raise ValueError("'draw' takes some of the rows that are read; a maker has a setting of its own")
         if self.task is not None and (self.maker is None or self.source is not None):
             raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
+        for name in ("labeller", "beside"):
+            if getattr(self, name) is not None and (self.maker is None or self.source is None):
+                raise ValueError(f"'{name}' belongs to a 'maker' with 'from', an evaluation whose responses are judged")
         return self
 
 
@@ -208,7 +218,8 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += self.eval.scoring if self.eval else ()
-        names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
+        if self.data is not None:
+            names += [self.data.source, self.data.also, *(self.data.stages or ()), self.data.labelled_by, self.data.beside]
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         return tuple(name for name in names if name is not None)
 
@@ -270,6 +281,10 @@ class Recipe(Strict):
             for name in stage.data.stages or () if stage.data is not None else ():
                 if earlier[name].data is None:
                     raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
+            if stage.data is not None and (by := stage.data.labelled_by) is not None and not earlier[by].makes_a_model:
+                raise ValueError(f"stage '{stage.name}': labeller '{by}' is not a training stage")
+            if stage.data is not None and stage.data.beside is not None and earlier[stage.data.beside].eval is None:
+                raise ValueError(f"stage '{stage.name}': beside '{stage.data.beside}' is not an evaluation")
             for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
                 source = getattr(config, key, None)
                 if source is not None and earlier[source].data is None:

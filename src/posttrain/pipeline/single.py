@@ -17,10 +17,10 @@ from ..engines.generations import Generations
 from ..engines.purse import Allowance
 from ..ledger.store import load_ledger
 from .evaluate import Evaluation, evaluate, shots_dropped
+from .finished import cost_to
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
-from .stages import cost_to
 from .verifying import scorers
 
 __all__ = ["default_cache", "evaluate_once", "train_once"]
