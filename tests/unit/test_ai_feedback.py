@@ -296,6 +296,12 @@ def test_principles_are_names_files_or_sentences(tmp_path: Path) -> None:
     assert all((PRINCIPLES["helpful"] in text) != (PRINCIPLES["honest"] in text) for text in texts)
 
 
+@pytest.mark.parametrize("name", ["ai_feedback", "verdict_examples"])
+def test_a_template_shows_everything(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: template must have the place {{criteria}}"):
+        build_maker(f'{name}:template="{{question}} {{first}} {{second}}"')
+
+
 def test_nobody_was_asked() -> None:
     for maker in (AiFeedback(), CritiqueRevise()):
         with pytest.raises(ConfigError, match="nobody was asked"):

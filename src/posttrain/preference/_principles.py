@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["PRINCIPLES", "files_of", "read_principles"]
+__all__ = ["PRINCIPLES", "check_template", "files_of", "read_principles"]
 
 PRINCIPLES = {
     "helpful": "A response should do what was asked, completely and to the point.",
@@ -51,6 +51,13 @@ def read_principles(given: str | tuple[str, ...], where: str) -> list[str]:
 def files_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
     """Return which of the principles are files: their content decides what is judged."""
     return tuple(one for one in ([given] if isinstance(given, str) else given) if one not in PRINCIPLES and _is_file(one))
+
+
+def check_template(template: str, where: str) -> None:
+    """Raise `ConfigError` for a prompt of one's own that does not show the question, both responses and the principles."""
+    for place in ("{question}", "{first}", "{second}", "{criteria}"):
+        if template and place not in template:
+            raise ConfigError(f"{where}: template must have the place {place}")
 
 
 def _is_file(text: str) -> bool:

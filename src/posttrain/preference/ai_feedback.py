@@ -26,7 +26,7 @@ from ..core.types import Asked, Made, Said, Sampled
 from ..stats.feedback import Compared, judge_bias
 from ..verifiers.pairwise import PROMPT, Pairwise
 from ..verifiers.tournament import schedule
-from ._principles import files_of, read_principles
+from ._principles import check_template, files_of, read_principles
 from ._told import told
 
 __all__ = ["AiFeedback"]
@@ -73,6 +73,7 @@ class AiFeedback:
         if self.samples > 1 and self.read == "logprobs":
             raise ConfigError("ai_feedback: read=logprobs needs no sampled verdicts: leave samples out, or set read=text")
         read_principles(self.principles, "ai_feedback")
+        check_template(self.template, "ai_feedback")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ..core.protocols import Prompter, Task
 from ..core.seeds import rng
 from ..core.types import Made, Sampled
 from ..verifiers.pairwise import PROMPT, Pairwise
-from ._principles import files_of, read_principles
+from ._principles import check_template, files_of, read_principles
 
 __all__ = ["VerdictExamples"]
 
@@ -41,6 +41,7 @@ class VerdictExamples:
 
     def __post_init__(self) -> None:
         read_principles(self.principles, "verdict_examples")
+        check_template(self.template, "verdict_examples")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def judge_bias(compared: Sequence[Compared]) -> dict[str, Any]:
             "longer_preferred": _share([(pair, _side(_longer(pair), _preferred(pair))) for pair in unequal]),
             "longer_is_right": _share(longer_right),
         },
-        "self": _self(decided),
+        "self": _self(read),
         "gold": _share([(pair, _agrees(pair)) for pair in graded]),
     }
 
@@ -83,11 +83,11 @@ def _position(compared: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _self(decided: Sequence[Compared]) -> dict[str, Any]:
-    one = [pair for pair in decided if pair.own[0] != pair.own[1]]
-    if not one:
-        whose = "is the labeller's own" if all(pair.own == (True, True) for pair in decided) else "is by another model"
+def _self(read: Sequence[Compared]) -> dict[str, Any]:
+    if all(pair.own[0] == pair.own[1] for pair in read):
+        whose = "is the labeller's own" if any(pair.own[0] for pair in read) else "is by another model"
         return {"measured": False, "why": f"every response {whose}: no pair has one of each"}
+    one = [pair for pair in read if pair.own[0] != pair.own[1] and pair.label != 0.5]
     mine = [(pair, float(pair.own[0] == (_preferred(pair) == "a"))) for pair in one]
     return {
         "measured": True,
