@@ -21,6 +21,7 @@ from posttrain.preference.critique_revise import CritiqueRevise
 from posttrain.preference.verdict_examples import VerdictExamples
 from posttrain.stats.feedback import Compared, judge_bias
 from posttrain.stats.intervals import ratio
+from posttrain.verifiers import build_judge
 
 
 class Task:
@@ -363,3 +364,18 @@ def test_what_was_left_as_it_is_makes_a_demonstration_but_no_pair() -> None:
     assert result.counts["unchanged"] == 1
     with pytest.raises(DataError, match="1 were left as they are"):
         made(CritiqueRevise(make="pairs"), items, Editor())
+
+
+def test_a_judge_of_two_takes_probabilities_or_draws_verdicts() -> None:
+    with pytest.raises(ConfigError, match="read=logprobs needs no sampled verdicts: leave samples out"):
+        build_judge("pairwise:samples=3,read=logprobs", task=TASK, engine=Labeller(lambda first, second: 0.5))
+    judge = build_judge(
+        "pairwise:reason=true,read=logprobs", task=TASK, engine=Labeller(lambda a, b: 0.8 if a == "good" else 0.4)
+    )
+    verdict = asyncio.run(_compare(judge))
+    assert (verdict.winner, verdict.said, verdict.p_first) == ("a", ("first", "second"), pytest.approx((0.8, 0.4)))
+    assert verdict.probability_a == pytest.approx((0.8 + 0.6) / 2)
+
+
+async def _compare(judge: Any) -> Any:
+    return await judge(Example(id="q", question="q?"), "good", "bad")
