@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,15 @@ def test_scored_responses_list_every_finished_reply_with_its_grade() -> None:
         ScoredResponses(mixed=True)(Task(), prompter, several[1:], seed=0)
     read = read_judged(made.rows, lambda i: f"row {i}")
     assert [one.score for one in read] == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_scores_of_the_strategys_verifier_in_place_of_grades() -> None:
+    item = sampled("a", "AbC", ["stop", "stop", "stop"])
+    judged = replace(item, values=(0.2, 0.9, None))
+    made = ScoredResponses(by="value")(Task(), prompter, [judged], seed=0)
+    (row,) = made.rows
+    assert dict(zip(row["responses"], row["scores"], strict=True)) == {"A": 0.2, "b": 0.9}
+    assert (made.counts["unscored"], made.counts["repeated"]) == (1, 0)
+    assert "unscored" not in ScoredResponses()(Task(), prompter, [judged], seed=0).counts
+    with pytest.raises(DataError, match="no reply of this evaluation has a score"):
+        ScoredResponses(by="value")(Task(), prompter, [item], seed=0)

@@ -155,9 +155,12 @@ def _pair_notes(shop: Workshop) -> list[str]:
     notes = []
     for stage in shop.recipe.stages:
         if stage.data is not None and stage.data.source is not None:
-            counts = read_json(shop.done[stage.name].folder / "counts.json")
+            folder = shop.done[stage.name].folder
+            counts = read_json(folder / "counts.json")
             told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
             notes.append(f"Data of '{stage.name}': {told}.")
+            if (folder / "facts.json").is_file():
+                notes += [f"'{stage.name}': {note}" for note in read_json(folder / "facts.json")["notes"]]
     return notes
 
 

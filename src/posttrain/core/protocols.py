@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from .errors import BudgetSpentError
 from .types import (
     Answer,
+    Asked,
     Candidate,
     Checkpoint,
     Completion,
@@ -27,6 +28,7 @@ from .types import (
 )
 
 __all__ = [
+    "Asking",
     "Budget",
     "Engine",
     "Judge",
@@ -217,6 +219,24 @@ class Maker(Protocol):
     One that says `takes = "rows"` gets the file of an earlier data stage's rows in its field `domain` instead.
     """
 
+    def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made: ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A maker that asks an engine about each question first, under a role; the answers come back in `Sampled.asked`.
+
+    Each question's answer is kept as it comes, so a killed stage asks only what is left.
+    """
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the labeller's engine must be able to do."""
+        ...
+
+    async def ask(self, task: Task, prompter: Prompter, item: Sampled, engine: Engine, *, seed: int) -> Asked: ...
     def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made: ...
 
 

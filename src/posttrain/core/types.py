@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
-    "Answer", "Candidate", "Checkpoint", "Completion", "Cost", "Delta", "Example", "Finish", "Made", "Message",
+    "Answer", "Asked", "Candidate", "Checkpoint", "Completion", "Cost", "Delta", "Example", "Finish", "Made", "Message",
     "ModelShape", "Prompt", "Role", "Said", "Sampled", "Sampling", "Score", "TokenEvent", "Usage", "Verdict",
 ]  # fmt: skip
 
@@ -252,6 +252,8 @@ class Verdict:
     flipped: bool = False  # the two orders disagreed
     probability_a: float | None = None
     said: tuple[Said, ...] = ()  # which of the two shown it preferred, with `a` shown first and with `b` shown first
+    p_first: tuple[float, ...] = ()  # the probability of the one shown first, likewise, where the judge gives one
+    wrote: tuple[str, ...] = field(default=(), compare=False)  # what it wrote before or as its verdict, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +264,14 @@ class Checkpoint:
     base: str | None = None
     key: str = ""  # content key of the stage that made it
     cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a data maker learned from its labeller about one question: JSON values, and the texts that it wrote."""
+
+    said: Mapping[str, Any] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,11 +286,18 @@ class Sampled:
     chosen: str | None = None  # the response that the strategy settled on
     values: tuple[float | None, ...] = ()  # what the strategy's verifier gave each response; None or empty: nothing
     trace: Mapping[str, Any] = field(default_factory=dict)  # the strategy's own notes
+    own: tuple[bool, ...] = ()  # which responses the labeller itself wrote, where a maker has a labeller
+    asked: Asked | None = None  # what the labeller said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """Training rows with the counts that say what was kept and what was not."""
+    """Training rows with the counts that say what was kept and what was not.
+
+    `facts` are further figures about the rows (JSON values), as of a labeller's bias; `notes` sentences on them.
+    """
 
     rows: tuple[Mapping[str, Any], ...]
     counts: Mapping[str, int]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

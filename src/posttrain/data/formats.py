@@ -39,6 +39,7 @@ _SHAPES = """the shapes are
   {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
   {"prompt": …, "completion": …}   {"question": …, "answer": …}   {"instruction": …, "input": …, "output": …}
   {"prompt": …, "chosen": …, "rejected": …}   or chosen and rejected as whole conversations that share their beginning
+      with "preference": 0 to 1 if the judgement is a probability
   {"prompt": …, "responses": [texts], "ranks": [1 is the best, equal ones are ties]}   or "scores": [numbers]
   {"prompt": …, "completion": …, "label": true or false}   liked or not
   {"prompt": …, "steps": [texts], "labels": [true, false, null, …]}   or "mistake_index": the first wrong one from 0, or null
@@ -102,8 +103,9 @@ def training_row(normal: Normal) -> dict[str, Any]:
         return {"prompt": prompt, "responses": list(normal.responses), "ranks": list(normal.ranks)}
     if isinstance(normal, Scored):
         return {"prompt": prompt, "responses": list(normal.responses), "scores": list(normal.scores)}
-    margin = {} if normal.margin is None else {"margin": normal.margin}
-    return {"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected, **margin}
+    known = {"margin": normal.margin, "preference": normal.preference}
+    told = {name: value for name, value in known.items() if value is not None}
+    return {"prompt": prompt, "chosen": normal.chosen, "rejected": normal.rejected, **told}
 
 
 def normalise_rows(rows: Sequence[Mapping[str, Any]], where: str, *kinds: type[Kind]) -> list[Kind]:

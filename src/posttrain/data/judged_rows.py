@@ -11,7 +11,7 @@ from ..core.errors import DataError
 from .shapes import Judgement, Preference, Ranking, Scored, Steps, Thumb
 from .turns import read_answer, read_messages, read_prompt, read_role, show
 
-__all__ = ["read_judgement"]
+__all__ = ["read_judgement", "soft_label"]
 
 _TRUTH = {"true": True, "false": False}  # a CSV file's
 
@@ -19,7 +19,7 @@ _TRUTH = {"true": True, "false": False}  # a CSV file's
 def read_judgement(row: Mapping[str, Any], where: str) -> Judgement | None:
     """Return the judgement that a row holds, or None when its keys are not those of one."""
     if "chosen" in row and "rejected" in row:
-        return replace(_preference(row, where), margin=_margin(row, where))
+        return replace(_preference(row, where), margin=_margin(row, where), preference=soft_label(row, where))
     if "prompt" in row and "responses" in row and ("ranks" in row or "scores" in row):
         return _several(row, where)
     if ("steps" in row or "completions" in row) and ("mistake_index" in row or "labels" in row):
@@ -101,6 +101,19 @@ def _margin(row: Mapping[str, Any], where: str) -> float | None:
         return None
     better, worse = (_number(value, f"{where}, 'score_chosen' and 'score_rejected'") for value in sides)
     return better - worse
+
+
+def soft_label(row: Mapping[str, Any], where: str) -> float | None:
+    """Return a pair's `preference`, the probability that `chosen` is the better one; None where the row has none.
+
+    Raises `DataError` unless it is a number from 0 to 1.
+    """
+    if row.get("preference") is None:
+        return None
+    label = _number(row["preference"], f"{where}, 'preference'")
+    if not 0 <= label <= 1:
+        raise DataError(f"{where}, 'preference': must be a probability from 0 to 1, not {label:g}")
+    return label
 
 
 def _number(value: Any, where: str) -> float:

@@ -1,6 +1,6 @@
 """One kind of judgement from another. Pure; nothing is made up: a tie gives no pair, a pair gives no score.
 
-pair      (x, y⁺, y⁻, margin)
+pair      (x, y⁺, y⁻, margin, soft label)
 ranking   (x, y_1 … y_K, ranks): rank 1 is the best, equal ranks are ties
 scored    (x, y_1 … y_K, scores)
 thumb     (x, y, liked or not)
@@ -39,11 +39,16 @@ def judged_answers(normal: Normal) -> int:
 
 
 def ranking_of(judged: Preference | Ranking | Scored) -> Ranking:
-    """Return the order that a pair or scores tell: rank 1 + the number of answers that are better."""
+    """Return the order that a pair or scores tell: rank 1 + the number of answers that are better.
+
+    Of a pair with a soft label the likelier order; one of ½ is a tie.
+    """
     if isinstance(judged, Ranking):
         return judged
     if isinstance(judged, Preference):
-        return Ranking(prompt=judged.prompt, responses=(judged.chosen, judged.rejected), ranks=(1, 2))
+        better = 1.0 if judged.preference is None else judged.preference
+        order = (1, 2) if better > 0.5 else (2, 1) if better < 0.5 else (1, 1)
+        return Ranking(prompt=judged.prompt, responses=(judged.chosen, judged.rejected), ranks=order)
     ranks = tuple(1 + sum(other > score for other in judged.scores) for score in judged.scores)
     return Ranking(prompt=judged.prompt, responses=judged.responses, ranks=ranks)
 
@@ -88,13 +93,14 @@ def best_and_worst(judged: Scored, *, margin: float = 0.0) -> Preference | None:
 
 
 def thumbs_of(judged: Preference | Scored, *, threshold: float = 0.5) -> list[Thumb]:
-    """Return chosen as liked and rejected as not; of scores, those of at least `threshold` as liked."""
-    scores = (1.0, 0.0) if isinstance(judged, Preference) else judged.scores
-    least = 0.5 if isinstance(judged, Preference) else threshold
-    return [
-        Thumb(prompt=judged.prompt, completion=text, label=score >= least)
-        for text, score in zip(answers_of(judged), scores, strict=True)
-    ]
+    """Return chosen as liked and rejected as not (nothing of a tie); of scores, those of at least `threshold` as liked."""
+    texts = answers_of(judged)
+    if isinstance(judged, Preference):
+        first, second = ranking_of(judged).ranks
+        liked: tuple[bool, ...] = () if first == second else (first < second, second < first)  # a tie tells of neither
+    else:
+        liked = tuple(score >= threshold for score in judged.scores)
+    return [Thumb(prompt=judged.prompt, completion=text, label=label) for text, label in zip(texts, liked, strict=False)]
 
 
 def pairs_of_thumbs(thumbs: Sequence[Thumb]) -> list[Preference]:

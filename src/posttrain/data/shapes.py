@@ -37,12 +37,16 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
-    """A prompt with a better and a worse answer; `margin` is by how much it is better, where that is known."""
+    """A prompt with a better and a worse answer; `margin` is by how much it is better, where that is known.
+
+    `preference` is a soft label: how probable it is that `chosen` is the better one, in [0, 1]; None: it is.
+    """
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
     margin: float | None = None
+    preference: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ from ..losses.judged import RANKING_LOSSES, ranking_margin
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward
 from ..models.sharing import share_opening, shared_prefix
-from ..training.rows import encode_pair, fits, split_response
+from ..training.rows import encode_pair, fits, refuse_soft_labels, split_response
 from ..training.session import Session, group_work
 from ..training.settings import TrainerSettings
 from ..training.step import Work
@@ -115,6 +115,7 @@ class PreferenceSft(TrainerSettings):
     def _pairs(self, session: Session) -> tuple[list[_Item], dict[str, Any]]:
         tokenizer, items = session.opened.loaded.tokenizer, []
         for i, row in enumerate(session.rows):
+            refuse_soft_labels(row, where=session.where(i), why="preference_sft learns from what was chosen outright")
             if self.margin != "off" or "rejected" in row:
                 chosen, rejected = encode_pair(tokenizer, row, where=session.where(i))
                 group = (chosen,) if self.margin == "off" else (chosen, rejected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
@@ -16,7 +16,10 @@ __all__ = ["ScoredResponses"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredResponses:
-    """List each question's different replies with the task's grades as scores: rows for `preference_sft`.
+    """List each question's different replies with scores: rows for `preference_sft`.
+
+    Scores are the task's grades, or with `by=value` what the evaluation's strategy gave its candidates
+    (`best_of_n:verifier=…`): the direct reward of a judge, or a reward model's; replies without one are left out.
 
     Replies cut by the length limit are left out: they were not finished, which is no matter of right or wrong. With
     `mixed` only questions with replies of different scores are kept; the others have nothing to choose between.
@@ -30,21 +33,29 @@ class ScoredResponses:
     fails: ClassVar[str] = "questions are answered all right or all wrong, so that scores tell nothing"
     summary: ClassVar[str] = "responses with scores for preference SFT from samples of an earlier evaluation"
 
+    by: Literal["grade", "value"] = "grade"
     mixed: bool = False
     prompt: str = ""
 
     def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
         ask = asking(self.prompt, prompter)
         counts = dict.fromkeys(("questions", "replies", "cut", "repeated", "without_a_reply", "not_mixed"), 0)
+        if self.by == "value":
+            counts["unscored"] = 0
         rows = []
         for item in sampled:
             whole = [i for i, finish in enumerate(item.finishes) if finish == "stop" and item.texts[i].strip()]
-            scores = {item.texts[i]: item.scores[i] for i in whole}
+            values: Sequence[float | None] = item.scores
+            if self.by == "value":
+                values = item.values or [None] * len(item.texts)
+                counts["unscored"] += sum(values[i] is None for i in whole)
+            scored = [(item.texts[i], value) for i in whole if (value := values[i]) is not None]
+            scores = dict(scored)
             texts = distinct(list(scores))
             counts["questions"] += 1
             counts["replies"] += len(item.texts)
             counts["cut"] += len(item.texts) - len(whole)
-            counts["repeated"] += len(whole) - len(texts)
+            counts["repeated"] += len(scored) - len(texts)
             if not texts:
                 counts["without_a_reply"] += 1
                 continue
@@ -59,6 +70,11 @@ class ScoredResponses:
                     "responses": [one["completion"] for one in asked],
                     "scores": [scores[text] for text in texts],
                 }
+            )
+        if not rows and counts.get("unscored"):
+            raise DataError(
+                "scored_responses: no reply of this evaluation has a score: sample with strategy best_of_n:verifier=… (a "
+                "judge, a reward model, a rule), or take the task's grades with by=grade"
             )
         if not rows:
             raise DataError(

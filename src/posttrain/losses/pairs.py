@@ -16,6 +16,9 @@
 
 `per_token`, `reference_free` and `likelihood` move the first three along these columns: sigmoid per token is
 length-normalised DPO (Tülu 3, 2411.15124), sigmoid with w is RPO (Pang et al. 2024, 2404.19733, eq. 1).
+A pair with a soft label p = P(chosen is better) has L = p φ(m) + (1 − p) φ(−m) (`preference.soft`): sigmoid, ipo and simpo.
+Of the others robust assumes hard labels wrong at one rate, the hinge is least at m = 1 for every p > ½, and w raises the
+likelihood of a response that is called chosen outright.
 Shapes: B pairs; B2: chosen, rejected. Un-reduced, and pure.
 """
 
@@ -30,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .preference import hinge, implicit_reward, robust, sigmoid, squared
+from .preference import hinge, implicit_reward, robust, sigmoid, soft, squared
 
 __all__ = ["FAMILY", "FDivergence", "Member", "PairLoss", "PairLossName", "link", "log_odds"]
 
@@ -47,20 +50,23 @@ class Member:
     per_token: bool = False
     reference_free: bool = False
     likelihood: float = 0.0
+    soft: bool = False  # takes soft labels
 
 
 _CHOICES = frozenset({"per_token", "reference_free", "likelihood", "f_divergence", "f_alpha"})
 _SMOOTHED = frozenset({"label_smoothing"})
 
 FAMILY: dict[PairLossName, Member] = {
-    "sigmoid": Member(phi=lambda m, s: sigmoid(m, s.label_smoothing), reads=_CHOICES | _SMOOTHED),
+    "sigmoid": Member(phi=lambda m, s: sigmoid(m, s.label_smoothing), reads=_CHOICES | _SMOOTHED, soft=True),
     "robust": Member(phi=lambda m, s: robust(m, s.label_smoothing), reads=_CHOICES | _SMOOTHED),
     "hinge": Member(phi=lambda m, s: hinge(m), reads=_CHOICES),
     "ipo": Member(
-        phi=lambda m, s: squared(m, beta=s.beta), reads=frozenset({"reference_free", "likelihood"}), per_token=True
+        phi=lambda m, s: squared(m, beta=s.beta), reads=frozenset({"reference_free", "likelihood"}), per_token=True,
+        soft=True,
     ),
     "simpo": Member(
-        phi=lambda m, s: sigmoid(m - s.gap), reads=frozenset({"gap", "likelihood"}), per_token=True, reference_free=True
+        phi=lambda m, s: sigmoid(m - s.gap), reads=frozenset({"gap", "likelihood"}), per_token=True, reference_free=True,
+        soft=True,
     ),
     "cpo": Member(
         phi=lambda m, s: sigmoid(m, s.label_smoothing), reads=_SMOOTHED, reference_free=True, likelihood=1.0
@@ -100,6 +106,11 @@ class PairLoss:
         """Return w: the member's own, or the setting."""
         return FAMILY[self.loss].likelihood or self.likelihood
 
+    @property
+    def takes_soft(self) -> bool:
+        """Whether pairs may have soft labels."""
+        return FAMILY[self.loss].soft and not self.likelihood_weight
+
     def rewards(self, policy_B2: Tensor, reference_B2: Tensor, tokens_B2: Tensor) -> Tensor:
         """Return β s, what a response is worth (ORPO: s): `rewards_B2`. The reference is ignored by those that need none."""
         if self.loss == "orpo":
@@ -112,10 +123,18 @@ class PairLoss:
             return implicit_reward(policy_B2 / tokens_B2, reference_B2 / tokens_B2, beta=self.beta)
         return implicit_reward(policy_B2, reference_B2, beta=self.beta)
 
-    def __call__(self, policy_B2: Tensor, reference_B2: Tensor, tokens_B2: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `losses_B` and `rewards_B2`."""
+    def __call__(
+        self, policy_B2: Tensor, reference_B2: Tensor, tokens_B2: Tensor, preference_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return `losses_B` and `rewards_B2`; `preference_B` are soft labels, None: every chosen one is the better.
+
+        Raises `ValueError` for soft labels that the loss takes none of.
+        """
         rewards_B2 = self.rewards(policy_B2, reference_B2, tokens_B2)
-        losses_B = FAMILY[self.loss].phi(rewards_B2[:, 0] - rewards_B2[:, 1], self)
+        margin_B, phi = rewards_B2[:, 0] - rewards_B2[:, 1], FAMILY[self.loss].phi
+        if preference_B is not None and not self.takes_soft:
+            raise ValueError(f"loss={self.loss} with likelihood={self.likelihood_weight:g} takes no soft labels")
+        losses_B = phi(margin_B, self) if preference_B is None else soft(lambda m: phi(m, self), margin_B, preference_B)
         if self.likelihood_weight:
             losses_B = losses_B - self.likelihood_weight * policy_B2[:, 0] / tokens_B2[:, 0]
         return losses_B, rewards_B2

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["MarginLoss", "hinge", "implicit_reward", "robust", "sigmoid", "squared"]
+__all__ = ["MarginLoss", "agreed", "hinge", "implicit_reward", "robust", "sigmoid", "soft", "squared"]
 
 MarginLoss = Callable[[Tensor, float], Tensor]
 
@@ -61,6 +61,23 @@ def squared(margin_B: Tensor, *, beta: float) -> Tensor:
     2 (m − ½) / β².
     """
     return ((margin_B - 0.5) / beta).square()
+
+
+def soft(loss: Callable[[Tensor], Tensor], margin_B: Tensor, preference_B: Tensor) -> Tensor:
+    """Return p φ(m) + (1 − p) φ(−m): the loss expected of a pair whose label is right with probability p, per pair.
+
+    With φ = −log σ it is the cross-entropy of σ(m) to the soft label p, least at m = logit(p), 0 for a tie: the loss of a
+    reward model on an AI's labels in Lee et al. 2023 (2309.00267), and conservative DPO's with ε = 1 − p for each pair
+    (Mitchell 2023, eq. 3). Gradient by m: σ(m) − p. With IPO's square it is its paper's objective (2310.12036, eq. 17) over
+    both labels, least at m = p − ½. p = 1 gives φ(m).
+    """
+    return preference_B * loss(margin_B) + (1 - preference_B) * loss(-margin_B)
+
+
+def agreed(margin_B: Tensor, preference_B: Tensor) -> Tensor:
+    """Return 1 where the margin's sign is the likelier label's, else 0; ½ for a tie, of which no sign is right. Float64."""
+    leaning_B = preference_B - 0.5
+    return torch.where(leaning_B == 0, 0.5, (margin_B * leaning_B > 0).double())
 
 
 def _check_smoothing(value: float, *, below: float) -> None:

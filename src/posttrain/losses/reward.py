@@ -12,17 +12,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .preference import soft
+
 __all__ = ["bradley_terry", "centring", "plackett_luce", "step_cross_entropy"]
 
 
-def bradley_terry(rewards_N: Tensor, better_C: Tensor, worse_C: Tensor, gap_C: Tensor | float = 0.0) -> Tensor:
+def bradley_terry(
+    rewards_N: Tensor,
+    better_C: Tensor,
+    worse_C: Tensor,
+    gap_C: Tensor | float = 0.0,
+    preference_C: Tensor | None = None,
+) -> Tensor:
     """−log σ(r_better − r_worse − m), per comparison.
 
     Bradley and Terry 1952: P(i beats j) = σ(r_i − r_j); as a loss of rewards: Stiennon et al. 2020 (2009.01325), section
     3.4; with the K(K − 1)/2 comparisons of a ranking in Ouyang et al. 2022 (2203.02155), eq. 1. m ≥ 0, a gap that must be
     exceeded: Touvron et al. 2023 (2307.09288), eq. 2. Gradient by r_better: σ(r_better − r_worse − m) − 1.
+
+    With soft labels p = P(better is the better one) and d the difference: −p log σ(d) − (1 − p) log σ(−d), the cross-entropy
+    to the label (Lee et al. 2023, 2309.00267), without a gap. Gradient by r_better: σ(d) − p.
     """
-    return -logsigmoid(rewards_N[better_C] - rewards_N[worse_C] - gap_C)
+    difference_C = rewards_N[better_C] - rewards_N[worse_C]
+    if preference_C is None:
+        return -logsigmoid(difference_C - gap_C)
+    return soft(lambda d: -logsigmoid(d), difference_C, preference_C)
 
 
 def plackett_luce(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ..stats.summary import Summary, summarise
 from .methods import build_prompter, build_strategy
 from .verifying import told, verifiers_for
 
-__all__ = ["Clock", "Evaluation", "evaluate", "load_sampled", "shots_dropped"]
+__all__ = ["Clock", "Evaluation", "evaluate", "first_of", "load_sampled", "shots_dropped"]
 
 _AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
 
@@ -105,13 +105,14 @@ async def _answer_all(
                 cost = finished.get(example.id)
                 group.create_task(one(example) if cost is None else purses.finished(cost))
     except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
-        raise _first(failed) from None
+        raise first_of(failed) from None
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first failure of several, one that the user can mend if there is one."""
     mendable = failed.subgroup(PosttrainError) or failed
     first = mendable.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _answer(
@@ -254,7 +255,7 @@ class Clock:
         return self._before + (self._saved - self._began)
 
     def tick(self) -> None:
-        """Write the time down, every few seconds."""
+        """Keep the time so far, every few seconds."""
         if time.monotonic() - self._saved > 5:
             self._save()
 

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.files import file_hash
+from ..core.protocols import Asking
 from ..core.seeds import rng
 from ..core.types import Made
 from ..data.mixing import content_hash, parse_sources, read_mix
 from ..data.rows import rows_with_scores
 from .methods import build_maker, build_prompter
+from .opening import static_fingerprint
 from .recipe import DataStage, Recipe, StageConfig
 
-__all__ = ["draw_rows", "joined", "makers_of", "on_rows", "part_of_rows", "read_hashes", "read_sources", "read_stages"]
+__all__ = [
+    "draw_rows", "joined", "labeller_facts", "makers_of", "on_rows", "part_of_rows", "read_hashes", "read_sources",
+    "read_stages",
+]  # fmt: skip
 
 
 def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any]:
@@ -36,6 +42,14 @@ def makers_of(stage: StageConfig, config: DataStage, recipe: Recipe) -> list[Any
         raise ConfigError(
             f"stage '{stage.name}': {config.maker}: name the domain's rows once, by 'from: DATA_STAGE' or by domain=FILE"
         )
+    asks = isinstance(maker, Asking)
+    if asks and config.source is None:
+        raise ConfigError(
+            f"stage '{stage.name}': {config.maker}: 'from' must name the evaluation whose responses are judged"
+        )
+    for name in ("labeller", "beside"):
+        if getattr(config, name) is not None and not asks:
+            raise ConfigError(f"stage '{stage.name}': {config.maker} asks no labeller: leave '{name}' out")
     own = getattr(maker, "prompt", "")
     return [maker, build_prompter(own)] if own else [maker]
 
@@ -46,6 +60,16 @@ def read_hashes(config: DataStage) -> list[str]:
         return [content_hash(config.sources)]
     reads = getattr(build_maker(config.maker), "reads", ()) if config.maker is not None else ()
     return [content_hash(sources) for sources in reads]
+
+
+def labeller_facts(config: DataStage) -> dict[str, Any]:
+    """Return what decides a labeller's answers beside settings and earlier stages: its model and files, by content."""
+    found: dict[str, Any] = {}
+    if config.labeller is not None and config.labelled_by is None:
+        found["model"] = static_fingerprint(config.labeller)
+    if config.maker is not None and (files := getattr(build_maker(config.maker), "files", ())):
+        found["files"] = [file_hash(Path(file)) for file in files]
+    return found
 
 
 def read_sources(given: str | Sequence[str | Mapping[str, Any]], *, seed: int) -> Made:

@@ -19,9 +19,9 @@ from ..ledger.row import cold
 from ..prompting._nearest import text_of
 from ..prompting._shots import copies_of, normalised
 from ..stats.paired import compare
+from .done import cost_from
 from .points import Bench, Measured
 from .proposing import proposals
-from .stages import cost_from
 
 __all__ = ["PromptSearch", "Splits", "prompt_search"]
 

@@ -16,8 +16,8 @@ from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
 from ..prompting._nearest import text_of
 from ..prompting._shots import normalised
+from .done import cost_to
 from .points import Bench
-from .stages import cost_to
 
 __all__ = ["proposals"]
 

@@ -126,6 +126,13 @@ class DataStage(Strict):
     part: str | None = Field(default=None, pattern=r"^[1-9]\d*/[1-9]\d*$")  # 2/3: rows of the second third of the prompts
     skip_bad: bool | None = None  # with 'file': leave out rows that cannot be read, counted
     also: str | None = None  # an earlier data stage whose rows are kept, too: a set that grows round by round
+    labeller: str | None = None  # for a maker that asks one: stage:NAME, or a model; default: the model that was sampled
+    beside: str | None = None  # for the same: another evaluation of the same questions, whose responses are judged, too
+
+    @property
+    def labelled_by(self) -> str | None:
+        """The earlier stage whose model is the labeller, if it is one's."""
+        return self.labeller.removeprefix(STAGE) if self.labeller is not None and self.labeller.startswith(STAGE) else None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataStage:
@@ -138,6 +145,9 @@ class DataStage(Strict):
             raise ValueError("'skip_bad' is of the rows of a 'file'")
         if self.task is not None and (self.maker is None or self.source is not None):
             raise ValueError("'task' says what a maker without 'from' makes rows of: leave it out")
+        for name in ("labeller", "beside"):
+            if getattr(self, name) is not None and (self.maker is None or self.source is None):
+                raise ValueError(f"'{name}' belongs to a 'maker' with 'from', an evaluation whose responses are judged")
         return self
 
 
@@ -208,7 +218,8 @@ class StageConfig(Strict):
         """Names of the earlier stages this one reads."""
         names = [self.model, self.eval.instruction if self.eval else None]
         names += self.eval.scoring if self.eval else ()
-        names += [self.data.source, self.data.also, *(self.data.stages or ())] if self.data else []
+        if self.data is not None:
+            names += [self.data.source, self.data.also, *(self.data.stages or ()), self.data.labelled_by, self.data.beside]
         names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
         names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)

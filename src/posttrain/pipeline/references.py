@@ -30,6 +30,10 @@ def check_references(stages: Sequence[StageConfig]) -> None:
         for name in stage.data.stages or () if stage.data is not None else ():
             if earlier[name].data is None:
                 raise ValueError(f"stage '{stage.name}': '{name}' of 'stages' is not a data stage")
+        if stage.data is not None and (by := stage.data.labelled_by) is not None and not earlier[by].makes_a_model:
+            raise ValueError(f"stage '{stage.name}': labeller '{by}' is not a training stage")
+        if stage.data is not None and stage.data.beside is not None and earlier[stage.data.beside].eval is None:
+            raise ValueError(f"stage '{stage.name}': beside '{stage.data.beside}' is not an evaluation")
         for key, config in (("data", stage.train), ("eval_data", stage.train), ("also", stage.data)):
             source = getattr(config, key, None)
             if source is not None and earlier[source].data is None:

@@ -15,9 +15,10 @@ from rich.console import Console
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..training.processes import by_first_process, rank_and_world
+from .done import Done, cost_from, cost_to, read_done
 from .manifest import describe, record
 from .recipe import Recipe, StageConfig
-from .stages import Done, Workshop, cost_from, cost_to, read_done
+from .stages import Workshop
 
 __all__ = ["run_recipe"]
 

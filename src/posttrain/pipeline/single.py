@@ -16,11 +16,11 @@ from ..core.types import Checkpoint
 from ..engines.generations import Generations
 from ..engines.purse import Allowance
 from ..ledger.store import load_ledger
+from .done import cost_to
 from .evaluate import Evaluation, evaluate, shots_dropped
 from .manifest import describe, record
 from .methods import build_prompter, build_strategy, build_trainer
 from .opening import open_engine
-from .stages import cost_to
 from .verifying import scorers
 
 __all__ = ["default_cache", "evaluate_once", "train_once"]

@@ -5,21 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
 from ..core.files import file_hash, read_json, write_atomic, write_json
+from ..core.protocols import Asking
 from ..core.specs import Spec, format_spec, instantiate, parse
-from ..core.types import Checkpoint, Cost, Made, Usage
+from ..core.types import Checkpoint, Cost, Made, Sampled, Usage
 from ..engines.purse import Allowance
 from .alignment import REFERENCES, JudgeStage
-from .done import Done, cost_from, cost_to, read_done
+from .done import Done
 from .evaluate import Evaluation, evaluate, load_sampled
 from .judging import Judging, check_judge, drawn, judge_replies, references, replies
-from .making import draw_rows, joined, makers_of, on_rows, part_of_rows, read_hashes, read_sources, read_stages
+from .labelling import ask_labeller, beside
+from .making import (
+    draw_rows,
+    joined,
+    labeller_facts,
+    makers_of,
+    on_rows,
+    part_of_rows,
+    read_hashes,
+    read_sources,
+    read_stages,
+)  # fmt: skip
 from .methods import build_maker, build_prompter, build_strategy, build_trainer
 from .naming import placed
 from .opening import Opened, open_engine, static_fingerprint
@@ -32,7 +44,7 @@ from .verifying import fingerprints, scorers, with_checkpoints
 if TYPE_CHECKING:
     from ..engines.generations import Generations
 
-__all__ = ["Done", "Workshop", "cost_from", "cost_to", "read_done"]
+__all__ = ["Done", "Workshop"]
 
 
 @dataclass
@@ -68,7 +80,9 @@ class Workshop:
         config = stage.model_dump(mode="json", by_alias=True, exclude={"label", "lever", "note", "against", "oracle_of"})
         rare = ("search", "student", "judge")
         config = {key: value for key, value in config.items() if key not in rare or value is not None}
-        late = {"instruction", "teacher", "sources", "task", "draw", "stages", "part", "also", "skip_bad"}
+        late = {
+            "instruction", "teacher", "sources", "task", "draw", "stages", "part", "also", "skip_bad", "labeller", "beside",
+        }  # fmt: skip
         for kind in ("eval", "data"):  # a later setting that is not set leaves the key as it was
             if config[kind] is not None:
                 config[kind] = {
@@ -93,6 +107,8 @@ class Workshop:
             facts["file"] = file_hash(self._file(stage.data.file))
         if stage.data is not None and (reads := read_hashes(stage.data)):
             facts["reads"] = reads
+        if stage.data is not None and (labelled := labeller_facts(stage.data)):
+            facts["labeller"] = labelled
         if stage.eval is not None and stage.eval.teacher is not None:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
         if stage.train is not None:
@@ -226,6 +242,7 @@ class Workshop:
         from ..data.rows import rows_with_scores
         from ..data.sources import read_rows
 
+        cost = Cost()
         if config.file is not None:
             read: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
             counts: Mapping[str, int] = {}
@@ -236,10 +253,12 @@ class Workshop:
             counts = {"rows": len(rows), **counts}
         else:
             try:
-                made = self._rows(stage, config)
+                made, cost = self._rows(stage, config, folder)
             except DataError as error:
                 raise DataError(f"stage '{stage.name}': {error}") from None
             rows, counts = made.rows, made.counts
+            if made.facts or made.notes:
+                write_json(folder / "facts.json", {**made.facts, "notes": list(made.notes)})
         if config.part is not None:
             rows, counts = part_of_rows(rows, counts, config.part, stage=stage.name)
         if config.draw is not None:
@@ -249,29 +268,51 @@ class Workshop:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(folder / "rows.jsonl", text)
         write_json(folder / "counts.json", dict(counts))
-        return Cost()
+        return cost
 
-    def _rows(self, stage: StageConfig, config: DataStage) -> Made:
+    def _rows(self, stage: StageConfig, config: DataStage, folder: Path) -> tuple[Made, Cost]:
         seed = self.recipe.seed
         if config.sources is not None:
-            return read_sources(config.sources, seed=seed)
+            return read_sources(config.sources, seed=seed), Cost()
         if config.stages is not None:
-            return read_stages(config.stages, {name: done.folder for name, done in self.done.items()}, seed=seed)
-        return self._made(stage, config)
+            folders = {name: done.folder for name, done in self.done.items()}
+            return read_stages(config.stages, folders, seed=seed), Cost()
+        return self._made(stage, config, folder)
 
-    def _made(self, stage: StageConfig, config: DataStage) -> Made:
+    def _made(self, stage: StageConfig, config: DataStage, folder: Path) -> tuple[Made, Cost]:
         assert config.maker is not None
         maker = build_maker(config.maker)
         source = None if config.source is None else self.recipe.stage(config.source)
         if source is not None and source.data is not None:
             maker = on_rows(maker, self.done[source.name].folder / "rows.jsonl")
         asked = source.eval if source is not None else None
-        sampled = []
-        if source is not None and asked is not None:
-            sampled = load_sampled(self.done[source.name].folder, self.tasks.examples(source, asked))
+        labeller = None if source is None else self._labeller(config, source)
+        sampled = [] if source is None or asked is None else self._sampled(source, asked, labeller)
+        if config.beside is not None:
+            other = self.recipe.stage(config.beside)
+            assert other.eval is not None
+            sampled = beside(sampled, self._sampled(other, other.eval, labeller), f"stage '{stage.name}'")
         prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
         task: Any = self.tasks.of(stage) if self.tasks.needed(stage) else None  # a maker of mixes asks nothing
-        return maker(task, prompter, sampled, seed=self.recipe.seed)
+        seed, cost = self.recipe.seed, Cost()
+        if isinstance(maker, Asking) and labeller is not None:
+            sampled, cost = ask_labeller(
+                maker, config.maker, task=task, prompter=prompter, sampled=sampled, opened=self._open(labeller),
+                folder=folder, stage=stage.name, seed=seed, title=stage.label or stage.name,
+            )  # fmt: skip
+        return maker(task, prompter, sampled, seed=seed), cost
+
+    def _sampled(self, source: StageConfig, asked: EvalStage, labeller: str | None) -> list[Sampled]:
+        """Return an evaluation's graded responses, marked as the labeller's own where its model gave them."""
+        found = load_sampled(self.done[source.name].folder, self.tasks.examples(source, asked))
+        own = self.model_ref(source) == labeller
+        return [replace(item, own=(own,) * len(item.texts)) for item in found]
+
+    def _labeller(self, config: DataStage, source: StageConfig) -> str:
+        """Return what to load as a data stage's labeller: an earlier stage's model, a model, or the one that was sampled."""
+        if config.labelled_by is not None:
+            return str(self.done[config.labelled_by].folder / "checkpoint")
+        return config.labeller or self.model_ref(source)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
         from ..data.sources import read_rows

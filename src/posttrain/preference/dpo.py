@@ -8,7 +8,8 @@ With h(y) = log π(y|x) − log π_ref(y|x), summed over the response's tokens, 
 The reference π_ref is the start checkpoint; its log-probabilities are computed once and kept in `out/reference`. The
 members without a reference (simpo, cpo, orpo) spare that.
 
-Metrics: `margin` (mean m), `accuracy` (share of pairs with m > 0), `reward_chosen` and `reward_rejected` (β h),
+Metrics: `margin` (mean m), `accuracy` (share of pairs with m > 0; with soft labels, on the side of the likelier one; a tie
+counts half), `reward_chosen` and `reward_rejected` (β h),
 `logp_chosen` and `logp_rejected`; with a reference `change_chosen`, `change_rejected` (h) and `kl` (their mean, negated:
 an estimate of KL(π_ref ‖ π) where the responses are the start's own samples). Both log-probabilities often fall during
 DPO. That is no defect by itself: the loss sees only the difference, and a chosen response that is unlikely to begin with
@@ -28,14 +29,16 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import Checkpoint, ModelShape
+from ..data.judged_rows import soft_label
 from ..data.masks import Encoded
 from ..engines.local.replies import replies
 from ..losses.pairs import FAMILY, FDivergence, PairLoss, PairLossName
+from ..losses.preference import agreed
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward
 from ..models.sharing import shared_prefix
 from ..training.optimiser import Schedule
-from ..training.rows import encode_pair, fits
+from ..training.rows import encode_pair, fits, refuse_soft_labels
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..training.step import Work
@@ -49,9 +52,10 @@ class Dpo(TrainerSettings):
     """DPO and its family (cDPO, robust DPO, IPO, SLiC, RPO, SimPO, CPO, ORPO): learn from pairs of responses.
 
     Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
-    messages, then `prompt` may be left out when both begin with it. A pair of which a response does not fit into
-    `max_length` tokens (0: the model's context) is an error that names it; `too_long="drop"` leaves it out and counts it.
-    An adapter wants an `lr` some ten times higher than all weights.
+    messages, then `prompt` may be left out when both begin with it. `preference`, a soft label, is the probability that
+    `chosen` is the better one (default 1): the loss is then p φ(m) + (1 − p) φ(−m). A pair of which a response does not fit
+    into `max_length` tokens (0: the model's context) is an error that names it; `too_long="drop"` leaves it out and counts
+    it. An adapter wants an `lr` some ten times higher than all weights.
     """
 
     version: ClassVar[str] = "1"
@@ -94,7 +98,10 @@ class Dpo(TrainerSettings):
         objective = _Objective(
             self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs, session.virtual_flops
         )
-        facts, cost = {"dropped_too_long": dropped}, None
+        facts: dict[str, Any] = {"dropped_too_long": dropped}
+        if soft := sum(pair.preference != 1 for pair in pairs):
+            facts["soft_labels"] = soft
+        cost = None
         if PairLoss.of(self).needs_reference:
             reference, cost = start_logps(session, [pair.group for pair in pairs])
             pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
@@ -129,9 +136,18 @@ class Dpo(TrainerSettings):
     def _encode(self, session: Session) -> tuple[list[_Pair], int]:
         tokenizer, limit = session.opened.loaded.tokenizer, self.max_length or session.opened.context
         encoded = [encode_pair(tokenizer, row, where=session.where(i)) for i, row in enumerate(session.rows)]
-        pairs = [_Pair(i, pair, shared_prefix(pair)) for i, pair in enumerate(encoded)]
+        labels = [self._label(row, session.where(i)) for i, row in enumerate(session.rows)]
+        pairs = [_Pair(i, pair, shared_prefix(pair), preference=labels[i]) for i, pair in enumerate(encoded)]
         kept = [p for p in pairs if fits(p.longest, limit, too_long=self.too_long, where=session.where(p.row))]
         return kept, len(pairs) - len(kept)
+
+    def _label(self, row: Mapping[str, Any], where: str) -> float:
+        """Return the probability that the chosen response is the better one."""
+        if not PairLoss.of(self).takes_soft:
+            what = f"loss={self.loss}" + (f" with likelihood={self.likelihood:g}" if self.likelihood else "")
+            refuse_soft_labels(row, where=where, why=f"dpo's {what} takes only hard ones")
+        label = soft_label(row, where)
+        return 1.0 if label is None else label
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,7 @@ class _Pair:
     group: tuple[Encoded, Encoded]  # chosen, rejected
     prefix: int  # tokens in common
     reference: tuple[float, float] = (0.0, 0.0)  # log π_ref of each
+    preference: float = 1.0  # P(chosen is the better one)
 
     @property
     def longest(self) -> int:
@@ -170,11 +187,13 @@ class _Objective:
         reference_B2 = torch.tensor([item.reference for item in items], dtype=torch.double).to(policy_B2)
         tokens_B2 = torch.tensor([[e.trained for e in item.group] for item in items]).to(policy_B2)
         loss = PairLoss.of(self.method)
-        losses_B, rewards_B2 = loss(policy_B2, reference_B2, tokens_B2)
+        soft = any(item.preference != 1 for item in items)
+        preference_B = policy_B2.new_tensor([item.preference for item in items])
+        losses_B, rewards_B2 = loss(policy_B2, reference_B2, tokens_B2, preference_B if soft else None)
         margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
         measures = {
             "margin": margin_B,
-            "accuracy": (margin_B > 0).double(),
+            "accuracy": agreed(margin_B, preference_B),
             "reward_chosen": rewards_B2[:, 0],
             "reward_rejected": rewards_B2[:, 1],
             "logp_chosen": policy_B2[:, 0],

@@ -34,7 +34,7 @@ from ..losses.unpaired import kto
 from ..models.forward import Forward
 from ..models.sharing import share_opening
 from ..training.optimiser import Schedule
-from ..training.rows import fits, split_response
+from ..training.rows import fits, refuse_soft_labels, split_response
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..training.step import Work
@@ -152,6 +152,7 @@ def _responses(session: Session, i: int, row: Mapping[str, Any]) -> list[_Respon
             f"{where}: expected 'prompt', 'completion' and a 'label' that is true or false, or 'prompt', 'chosen' and "
             f"'rejected'; found {', '.join(sorted(row))}"
         )
+    refuse_soft_labels(row, where=where, why="kto takes only desirable and undesirable responses")
     found = []
     try:
         for name, label in sides.items():

@@ -8,7 +8,8 @@ Over the prompts of an optimiser step, each with the comparisons C among its rep
 r is the head's output at the last token of the conversation, found by its length. All replies to a prompt are one item: they
 share the prompt's computation, and each reply is computed once, however many comparisons it is in.
 
-Metrics: `accuracy` (share of comparisons ranked as judged), `margin` (mean r_better − r_worse), `reward` (mean), `centring`.
+Metrics: `accuracy` (share of comparisons ranked as judged, or as a soft label finds likelier, a tie counting half), `margin`
+(mean r_better − r_worse), `reward` (mean), `centring`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from ..data.formats import normalise
 from ..data.masks import Encoded
 from ..data.preferences import answers_of, comparisons, ranking_of
 from ..data.shapes import Preference, Ranking, Scored
+from ..losses.preference import agreed
 from ..losses.reward import bradley_terry, centring, plackett_luce
 from ..models.scoring import ScoreForward
 from ..models.sharing import shared_prefix
 from ..stats.rewards import JudgedReplies, reward_report
 from ..training.optimiser import Schedule
-from ..training.rows import fits
+from ..training.rows import fits, refuse_soft_labels
 from ..training.scoring import scoring_opener
 from ..training.session import Session, group_work
 from ..training.settings import TrainerSettings
@@ -49,7 +51,8 @@ class RewardModel(TrainerSettings):
     """A scalar head on a language model, from pairs, rankings or scores; read by the verifier of the same name.
 
     Rows are `{"prompt", "chosen", "rejected"}` (with a `margin`, if there is one), `{"prompt", "responses", "ranks"}` (1 is
-    the best, equal ranks are ties) or `{"prompt", "responses", "scores"}`; a text in `subset` names a part reported apart.
+    the best, equal ranks are ties) or `{"prompt", "responses", "scores"}`; a text in `subset` names a part reported apart. A
+    pair's `preference` in [0, 1] is a soft label, to which the loss is the cross-entropy (loss=pairs, margin=0).
     """
 
     version: ClassVar[str] = "1"
@@ -97,7 +100,12 @@ class RewardModel(TrainerSettings):
                     f"{where}: is a {type(judged).__name__.lower()}, but a pair, a ranking or scored responses are needed; "
                     "`posttrain data convert --to pairs` makes pairs of thumbs"
                 )
-            found = comparisons(judged)
+            label = None if not isinstance(judged, Preference) else judged.preference
+            if label is not None and (self.loss != "pairs" or self.margin):
+                what = f"loss={self.loss}" if self.loss != "pairs" else f"a margin of {self.margin:g}"
+                refuse_soft_labels(row, where=where, why=f"reward_model with {what} takes only hard ones")
+            soft = None if label in (None, 1.0) else label
+            found = comparisons(judged) if soft is None else [(0, 1, 0.0)]
             if not found:
                 raise DataError(f"{where}: all replies are tied or equal, so nothing is preferred; remove the row")
             try:
@@ -111,6 +119,7 @@ class RewardModel(TrainerSettings):
                     group=group,
                     comparisons=tuple((better, worse) for better, worse, _ in found),
                     gaps=tuple(self.margin * gap for _, _, gap in found),
+                    preference=soft,
                     ranks=ranking_of(judged).ranks,
                     lengths=tuple(len(encoded.ids) - common for encoded in group),
                     subset=row.get("subset"),
@@ -138,6 +147,14 @@ class _Item:
     ranks: tuple[int, ...]
     lengths: tuple[int, ...]  # tokens behind what all replies have in common
     subset: str | None = None
+    preference: float | None = None  # of a pair with a soft label: P(the first is the better one)
+
+    @property
+    def decided(self) -> tuple[tuple[int, int], ...]:
+        """The comparisons as the likelier label has them, without ties: what a share of right ones is of."""
+        if self.preference is None or self.preference > 0.5:
+            return self.comparisons
+        return () if self.preference == 0.5 else tuple((worse, better) for better, worse in self.comparisons)
 
     @property
     def longest(self) -> int:
@@ -173,10 +190,11 @@ class _Objective:
         rewards_N = module(module.batch([item.group for item in items]))[:, 0]
         if not module.training:
             self._note(items, rewards_N)
-        better_C, worse_C, gap_C, weight_C = _flat(items, rewards_N)
+        better_C, worse_C, gap_C, weight_C, preference_C = _flat(items, rewards_N)
         centred_C = centring(rewards_N, better_C, worse_C)
         if self.method.loss == "pairs":
-            loss = (bradley_terry(rewards_N, better_C, worse_C, gap_C) * weight_C).sum()
+            soft = preference_C if any(item.preference is not None for item in items) else None
+            loss = (bradley_terry(rewards_N, better_C, worse_C, gap_C, soft) * weight_C).sum()
         else:
             parts = torch.split(rewards_N, [len(item.group) for item in items])
             ranks = [torch.tensor(item.ranks, device=rewards_N.device) for item in items]
@@ -184,7 +202,7 @@ class _Objective:
         loss = loss + self.method.centre * (centred_C * weight_C).sum()
         difference_C = (rewards_N[better_C] - rewards_N[worse_C]).detach()
         measures = {
-            "accuracy": (difference_C > 0).double().sum() / totals.comparisons,
+            "accuracy": agreed(difference_C, preference_C).sum() / totals.comparisons,
             "margin": difference_C.sum() / totals.comparisons,
             "reward": rewards_N.detach().sum() / totals.replies,
             "centring": centred_C.detach().sum() / totals.comparisons,
@@ -198,28 +216,30 @@ class _Objective:
     def judge(self, learner: Learner, items: Sequence[_Item]) -> dict[str, Any]:
         """Return what the held-out judgements say of the trained model."""
         rewards = numbers_of(learner, items, self.noted)
-        return reward_report(
-            [
-                JudgedReplies(
-                    rewards=tuple(rewards[item.row]), lengths=item.lengths, comparisons=item.comparisons, subset=item.subset
-                )
-                for item in items
-            ]
-        )
+        judged = [
+            JudgedReplies(
+                rewards=tuple(rewards[item.row]), lengths=item.lengths, comparisons=item.decided, subset=item.subset
+            )
+            for item in items
+            if item.decided
+        ]
+        return reward_report(judged) if judged else {"comparisons": 0}
 
 
-def _flat(items: Sequence[_Item], like_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return all comparisons as indices into the micro-batch's replies, their gaps, and 1 / |C| of their prompts."""
+def _flat(items: Sequence[_Item], like_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return all comparisons as indices into the micro-batch's replies, gaps, 1 / |C| of their prompts, and soft labels."""
     better: list[int] = []
     worse: list[int] = []
     gaps: list[float] = []
     weights: list[float] = []
+    labels: list[float] = []
     at = 0
     for item in items:
         better += [at + b for b, _ in item.comparisons]
         worse += [at + w for _, w in item.comparisons]
         gaps += item.gaps
         weights += [1 / len(item.comparisons)] * len(item.comparisons)
+        labels += [1.0 if item.preference is None else item.preference] * len(item.comparisons)
         at += len(item.group)
     index = [torch.tensor(values, device=like_N.device) for values in (better, worse)]
-    return index[0], index[1], like_N.new_tensor(gaps), like_N.new_tensor(weights)
+    return index[0], index[1], like_N.new_tensor(gaps), like_N.new_tensor(weights), like_N.new_tensor(labels)

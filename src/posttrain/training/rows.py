@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..core.types import Message
+from ..data.judged_rows import soft_label
 from ..data.masks import Encoded, encode_completion, encode_conversation, encode_text
 from .opening import messages_of
 
-__all__ = ["encode_pair", "encode_row", "fits", "question_turns", "split_response"]
+__all__ = ["encode_pair", "encode_row", "fits", "question_turns", "refuse_soft_labels", "split_response"]
 
 
 def encode_row(tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"], where: str) -> Encoded:
@@ -70,6 +71,16 @@ def split_response(row: Mapping[str, Any], name: str) -> tuple[list[Message], st
     if last.role != "assistant" or not [*prompt, *before]:
         raise DataError(f"'{name}' must end with the assistant's response to a prompt")
     return [*prompt, *before], last.content
+
+
+def refuse_soft_labels(row: Mapping[str, Any], *, where: str, why: str) -> None:
+    """Raise `DataError` for a pair with a soft label, where a trainer takes none; `why` says what does not."""
+    label = soft_label(row, where)
+    if label not in (None, 1.0):
+        raise DataError(
+            f"{where}: preference = {label:g} is a soft label, and {why}: make hard labels (ai_feedback:labels=hard), or "
+            "train with dpo (loss=sigmoid, ipo or simpo, likelihood=0) or reward_model (loss=pairs, margin=0)"
+        )
 
 
 def fits(tokens: int, limit: int, *, too_long: Literal["error", "drop"], where: str) -> bool:
