@@ -17,16 +17,18 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "alignment.yaml"
 @pytest.fixture
 def folder(tmp_path):
     tiny_models.folder(tmp_path / "model", tiny_models.llama(max_position_embeddings=512))
-    requests = [{"id": str(i), "instruction": f"Say {i}.", "input": "", "output": f"{i}!"} for i in range(12)]
-    pairs = [{"prompt": f"Name {i // 2}?", "chosen": f"good {i}", "rejected": f"a bad one {i}"} for i in range(24)]
-    pairs.insert(3, {"prompt": "True?", "chosen": [{"role": "assistant", "content": True}], "rejected": "no"})
-    for name, rows in (("self_instruct_seed", requests), ("pandalm_test", pairs)):
+    for name, verb in (("self_instruct_seed", "Say"), ("self_instruct_user_oriented", "Name")):
+        rows = [{"id": str(i), "instruction": f"{verb} {i}.", "input": "", "output": f"{i}!"} for i in range(48)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"Name {i}?", "chosen": f"good {i}", "rejected": f"a bad one {i}"} for i in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return tmp_path
 
 
 def test_alignment(folder):
-    given = {"model": str(folder / "model"), "dtype": "float32", "slots": 16, "vars.data": str(folder), "vars.tokens": 4}
+    given = {"model": str(folder / "model"), "dtype": "float32", "slots": 16, "vars.data": str(folder)}
+    for name in ("policy", "reward", "judge"):  # a random model finishes no reply, so there would be no pairs of them
+        given[f"stages.{name}-pairs.data"] = {"file": str(folder / "pairs.jsonl")}
     recipe = load_recipe(RECIPE, size="smoke", overrides=given)
     for stage in recipe.stages:
         if stage.eval is not None:  # a random model writes until it is stopped
@@ -49,14 +51,12 @@ def test_alignment(folder):
         assert model["scores"]["harmless"]["mean"] == pytest.approx(right[model["label"]])
     assert set(report["rungs"][0]["measures"]) == {"refusals of harmful requests", "refusals of harmless requests"}
 
-    # nothing that is asked was trained on, and the parts of the pairs share no prompt
-    def prompts(name):
-        (path,) = out.glob(f"[0-9][0-9]-{name}/rows.jsonl")
-        return {json.dumps(json.loads(line)["prompt"]) for line in path.read_text().splitlines()}
+    # what is compared is nothing that a policy, the reward model or the judge was trained on
+    def asked(name):
+        (path,) = out.glob(f"[0-9][0-9]-{name}")
+        return {row.example for row in load_ledger(path).rows}
 
-    parts = [prompts(f"{name}-pairs") for name in ("policy", "reward", "judge")]
-    assert [len(part) for part in parts] == [4, 4, 4]
-    assert len(set.union(*parts)) == 12
-    (asked,) = out.glob("[0-9][0-9]-sft-replies")
-    assert {row.example for row in load_ledger(asked).rows} == {"6", "7", "8", "9"}
-    assert {f"Say {i}." for i in range(6)} == {json.loads(p)[0]["content"] for p in prompts("rows")}
+    assert asked("reward-samples") == {str(i) for i in range(16)}
+    assert asked("judge-samples") == {str(i) for i in range(16, 32)}
+    assert asked("sft-replies") == {str(i) for i in range(32, 36)}
+    assert load_recipe(RECIPE).stage("policy-samples").eval.task == "lessons"  # of another file

@@ -16,6 +16,7 @@ from posttrain.finetuning.mixed import Mixed
 from posttrain.finetuning.scored_responses import ScoredResponses
 from posttrain.finetuning.verified_traces import VerifiedTraces
 from posttrain.finetuning.worked_examples import WorkedExamples
+from posttrain.preference.reference_pairs import ReferencePairs
 from posttrain.preference.verified_pairs import VerifiedPairs
 
 
@@ -292,3 +293,30 @@ def test_scores_of_the_strategys_verifier_in_place_of_grades() -> None:
     assert "unscored" not in ScoredResponses()(Task(), prompter, [judged], seed=0).counts
     with pytest.raises(DataError, match="no reply of this evaluation has a score"):
         ScoredResponses(by="value")(Task(), prompter, [item], seed=0)
+
+
+def test_references_are_preferred_to_what_the_model_wrote() -> None:
+    item = replace(
+        sampled("q", "abca"), texts=("a reply", "x ", "A  reply", "another", "", "unfinis"), scores=(0.0,) * 6,
+        finishes=("stop", "stop", "stop", "stop", "stop", "length"),
+    )  # fmt: skip
+    made = ReferencePairs(per_question=5)(Task(), prompter, [item], seed=1)
+    assert sorted((row["chosen"], row["rejected"]) for row in made.rows) == [("x", "a reply"), ("x", "another")]
+    assert made.rows[0]["prompt"] == [{"role": "user", "content": "q?"}]
+    assert made.counts == {
+        "questions": 1, "without_a_reference": 0, "replies": 6, "cut": 1, "empty": 1, "repeated": 1, "the_reference": 1,
+        "more_than_wanted": 0, "rows": 2,
+    }  # fmt: skip
+    one = ReferencePairs()(Task(), prompter, [item], seed=1)
+    assert len(one.rows) == 1
+    assert one.counts["more_than_wanted"] == 1
+    solved = replace(item, example=replace(item.example, rationale="1 + 1 = x"))
+    assert ReferencePairs()(Task(), prompter, [solved], seed=1).rows[0]["chosen"] == "1 + 1 = x"
+
+
+def test_no_references_or_nothing_finished_is_told() -> None:
+    bare = replace(sampled("q", "ab"), example=Example(id="q", question="q?"))
+    with pytest.raises(DataError, match="of 1 questions 1 have no reference reply"):
+        ReferencePairs()(Task(), prompter, [bare], seed=1)
+    with pytest.raises(DataError, match="of 2 replies 2 were cut"):
+        ReferencePairs()(Task(), prompter, [sampled("q", "ab", ["length", "length"])], seed=1)
