@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.protocols import Prompter, Task
-from ..core.seeds import rng
 from ..core.specs import build
 from ..core.types import Example
 
-__all__ = ["Choose", "asking", "choose", "distinct", "row"]
-
-Choose = Literal["random", "shortest", "longest"]
+__all__ = ["asking", "row"]
 
 
 def asking(own: str, sampled_with: Prompter) -> Prompter:
@@ -22,21 +19,6 @@ def asking(own: str, sampled_with: Prompter) -> Prompter:
         return sampled_with
     prompter: Prompter = build(own, "posttrain.prompting", "prompt")
     return prompter
-
-
-def distinct(texts: Sequence[str]) -> list[str]:
-    """Return the texts without those that differ from an earlier one in white space or case alone."""
-    found: dict[str, str] = {}
-    for text in texts:
-        found.setdefault(" ".join(text.split()).casefold(), text)
-    return list(found.values())
-
-
-def choose(texts: Sequence[str], count: int, how: Choose, *, seed: int, example: str) -> list[str]:
-    """Return `count` of the texts: by the seed, or the shortest or longest (in characters; ties by the text)."""
-    if how == "random":
-        return rng(seed, "replies", example).sample(sorted(texts), min(count, len(texts)))
-    return sorted(texts, key=lambda text: (len(text) if how == "shortest" else -len(text), text))[:count]
 
 
 def row(task: Task, example: Example, text: str, *, ask: Prompter, sampled_with: Prompter, seed: int) -> Mapping[str, Any]:

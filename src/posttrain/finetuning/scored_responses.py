@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
 from ..core.types import Made, Sampled
-from ._replies import asking, distinct, row
+from ..data.replies import distinct
+from ._replies import asking, row
 
 __all__ = ["ScoredResponses"]
 

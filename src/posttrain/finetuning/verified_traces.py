@@ -9,7 +9,8 @@ from typing import ClassVar
 from ..core.errors import ConfigError, DataError
 from ..core.protocols import Prompter, Task
 from ..core.types import Made, Sampled
-from ._replies import Choose, asking, choose, distinct, row
+from ..data.replies import Choose, choose, distinct
+from ._replies import asking, row
 
 __all__ = ["VerifiedTraces"]
 

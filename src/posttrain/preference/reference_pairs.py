@@ -11,7 +11,7 @@ from pydantic import Field
 from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
 from ..core.types import Made, Sampled
-from ..finetuning._replies import choose, distinct
+from ..data.replies import choose, distinct, same_text
 
 __all__ = ["ReferencePairs"]
 
@@ -56,7 +56,7 @@ class ReferencePairs:
             whole = [text for text, finish in zip(item.texts, item.finishes, strict=True) if finish == "stop"]
             written = [text for text in whole if text.strip()]
             texts = distinct([reference, *written])[1:]
-            same = sum(" ".join(text.split()).casefold() == " ".join(reference.split()).casefold() for text in written)
+            same = sum(same_text(text) == same_text(reference) for text in written)
             kept = choose(texts, self.per_question, "random", seed=seed, example=item.example.id)
             counts["cut"] += len(item.texts) - len(whole)
             counts["empty"] += len(whole) - len(written)
@@ -68,7 +68,7 @@ class ReferencePairs:
         if not rows:
             raise DataError(
                 f"reference_pairs: no pairs: of {counts['questions']} questions {counts['without_a_reference']} have no "
-                f"reference reply; of {counts['replies']} replies {counts['cut']} were cut, and {counts['the_reference']} are "
-                "the reference: take a task with references, or sample longer replies"
+                f"reference reply; of {counts['replies']} replies {counts['cut']} were cut, {counts['the_reference']} are "
+                "the reference itself: take a task with references, or sample longer replies"
             )
         return Made(rows=tuple(rows), counts=counts | {"rows": len(rows)})
