@@ -46,7 +46,7 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PLACES = {"cot-vs-direct": "finetuning", "dialogue": "finetuning"}  # run -> the folder of its page below docs/results
+PLACES = dict.fromkeys(("adapters", "cot-vs-direct", "dialogue"), "finetuning")  # run -> its folder below docs/results
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
@@ -106,7 +106,7 @@ def speed() -> str:
             f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
             f"{hardware['processor']}, {hardware['cores']} cores |"
         )
-    for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text")):
+    for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text"), ("reward", "reward model on GSM8K text")):
         whole, quick = results / f"train_vs_trl_{mode}.json", results / f"train_vs_trl_{mode}_quick.json"
         path = whole if whole.is_file() else quick
         if path.is_file():

@@ -2,6 +2,7 @@
 
     python benchmarks/train_vs_trl.py
     python benchmarks/train_vs_trl.py dpo --data gsm8k_train.jsonl --quick
+    python benchmarks/train_vs_trl.py reward --data gsm8k_train.jsonl
 
 Every measurement is a process of its own (so peak memory is its own), the two sides alternate, the first optimiser step
 warms up and does not count. TRL runs at its best setting, found by a small search over per-device batch and attention
@@ -34,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def rows_of(mode: str, path: Path, count: int) -> list[dict[str, str]]:
-    """Read prompts and solutions; DPO's rejected response is the solution of the next problem."""
+    """Read prompts and solutions; a pair's rejected response is the solution of the next problem."""
     read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[: count + 1]]
     if mode == "sft":
         return [{"prompt": r["question"], "completion": r["rationale"]} for r in read[:count]]
@@ -80,6 +81,7 @@ def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path
     from posttrain.core.types import Checkpoint
     from posttrain.finetuning.sft import Sft
     from posttrain.preference.dpo import Dpo
+    from posttrain.preference.reward_model import RewardModel
     from posttrain.training import reference
     from posttrain.training.batching import step_rows
     from posttrain.training.step import Learner
@@ -93,7 +95,7 @@ def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path
         return found
 
     Learner.update = timed  # type: ignore[method-assign]
-    kind = Sft if job["mode"] == "sft" else Dpo
+    kind = {"sft": Sft, "dpo": Dpo, "reward": RewardModel}[job["mode"]]
     method = kind(batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=1e-5)
     method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
     lengths = row_tokens(job, rows)
@@ -111,8 +113,8 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> d
     import torch
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     from posttrain.models.load import resolve
     from posttrain.training.batching import step_rows
@@ -126,9 +128,11 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> d
         return {k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] for k, v in row.items()}
 
     data = Dataset.from_list([turns(rows[i]) for i in order])
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, job["dtype"]), attn_implementation=job["attention"]
-    )
+    loader: Any = AutoModelForSequenceClassification if job["mode"] == "reward" else AutoModelForCausalLM
+    model = loader.from_pretrained(
+        path, dtype=getattr(torch, job["dtype"]), attn_implementation=job["attention"],
+        **({"num_labels": 1} if job["mode"] == "reward" else {}),
+    )  # fmt: skip
     common = {
         "output_dir": str(out), "per_device_train_batch_size": job["device_batch"], "num_train_epochs": 1,
         "gradient_accumulation_steps": job["batch"] // job["device_batch"], "learning_rate": 1e-5, "report_to": [],
@@ -140,6 +144,8 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> d
     if job["mode"] == "sft":
         config: Any = SFTConfig(**common, completion_only_loss=True)
         kind: Any = SFTTrainer
+    elif job["mode"] == "reward":
+        config, kind = RewardConfig(**common), RewardTrainer
     else:
         config = DPOConfig(**common, precompute_ref_log_probs=not job["defaults"])
         kind = DPOTrainer
@@ -335,7 +341,7 @@ def main() -> None:
         print(json.dumps(measure(json.loads(sys.argv[2]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["sft", "dpo", "both"], nargs="?", default="both")
+    parser.add_argument("mode", choices=["sft", "dpo", "reward", "all"], nargs="?", default="all")
     parser.add_argument("--data", type=Path, help="GSM8K as JSONL with question and rationale [default: from the hub]")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
@@ -351,7 +357,7 @@ def main() -> None:
         parser.error(f"no such file: {args.data}")
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or from_hub(Path(folder), parser)
-        for mode in ("sft", "dpo") if args.mode == "both" else (args.mode,):
+        for mode in ("sft", "dpo", "reward") if args.mode == "all" else (args.mode,):
             steps = args.steps or (3 if mode == "sft" and not args.quick else 2)
             compare(argparse.Namespace(**{**vars(args), "mode": mode, "steps": steps, "data": data}))
 

@@ -320,7 +320,8 @@ def test_keys_are_what_they_were_before_there_were_more_settings(method, key):
      ({"adapter": "lora", "targets": ()}, "names no layer"),
      ({"adapter": "lora", "targets": ("all-linear", "q_proj")}, "all-linear stands alone"),
      ({"adapter": "houlsby"}, "adapter = 'houlsby': choose from full, lora"),
-     ({"adapter": "ia3", "weight_decay": 0.1}, "would pull IA3's factors to 0")],
+     ({"adapter": "ia3", "weight_decay": 0.1}, "would pull IA3's factors to 0"),
+     ({"adapter": "prefix", "activation_checkpointing": True}, "cannot compute the keys and values of adapter=prefix")],
 )  # fmt: skip
 def test_a_setting_that_the_kind_does_not_read_is_refused(settings, message, start, tmp_path):
     for method, data in METHODS.values():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import read_json
+from ..core.specs import parse
 from ..pipeline.stages import Workshop
 
 __all__ = ["trainings"]
@@ -26,7 +27,8 @@ def trainings(shop: Workshop) -> list[dict[str, Any]]:
         facts = read_json(folder / "checkpoint" / "posttrain.json").get("evaluation")
         samples = _samples(folder / "samples.jsonl")
         if facts or samples:
-            sentence = _sentence(facts) if facts else "replies during training, without held-out rows."
+            tokens = parse(stage.train.method).name == "sft"
+            sentence = _sentence(facts, tokens=tokens) if facts else "replies during training, without held-out rows."
             found.append(
                 {"name": stage.name, "label": stage.label or stage.name, "method": stage.train.method, "held_out": facts}
                 | {"losses": _losses(folder / "metrics.jsonl"), "sentence": sentence, "samples": samples}
@@ -34,11 +36,11 @@ def trainings(shop: Workshop) -> list[dict[str, Any]]:
     return found
 
 
-def _sentence(facts: Mapping[str, Any]) -> str:
-    """Return the losses as nats a token and as perplexities."""
+def _sentence(facts: Mapping[str, Any], *, tokens: bool) -> str:
+    """Return the losses, and where they are nats a token (not of pairs, not a divergence) as perplexities, too."""
 
     def told(loss: float) -> str:
-        return f"{loss:.3f} (perplexity {math.exp(loss):.1f})" if loss < 50 else f"{loss:.3f}"
+        return f"{loss:.3f} (perplexity {math.exp(loss):.1f})" if tokens and loss < 50 else f"{loss:.3f}"
 
     before = f"{told(facts['start_loss'])} before training, " if "start_loss" in facts else ""
     best = f"{told(facts['best_loss'])} at step {facts['best_step']}, whose weights were kept"

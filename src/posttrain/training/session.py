@@ -79,6 +79,11 @@ class Session:
             raise ConfigError(
                 f"{name}: weight_decay = {method.weight_decay} would pull IA3's factors to 0, not to 1; set it to 0"
             )
+        if method.adapter == "prefix" and loop.activation_checkpointing:
+            raise ConfigError(
+                f"{name}: activation_checkpointing cannot compute the keys and values of adapter=prefix again: leave one of "
+                "them out, or take adapter=prompt"
+            )
         forget_peak()
         opened = opener(start, dtype=method.dtype, adaptation=Adaptation.of(method), out=out, seed=seed)
         hashed, config = data_hash(data), key_config(method)
