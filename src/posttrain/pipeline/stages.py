@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
-from ..core.files import file_hash, read_json, write_atomic, write_json
-from ..core.protocols import Asking
+from ..core.files import file_hash, read_json
 from ..core.specs import Spec, format_spec, instantiate, parse
-from ..core.types import Checkpoint, Cost, Made, Sampled, Usage
+from ..core.types import Checkpoint, Cost, Usage
 from ..engines.purse import Allowance
 from .alignment import REFERENCES, JudgeStage
 from .done import Done
-from .evaluate import Evaluation, evaluate, load_sampled
+from .evaluate import Evaluation, evaluate
 from .judging import Judging, check_judge, drawn, judge_replies, references, replies
-from .labelling import ask_labeller, beside
 from .making import (
-    draw_rows,
-    joined,
     labeller_facts,
     makers_of,
-    on_rows,
-    part_of_rows,
     read_hashes,
-    read_sources,
-    read_stages,
 )  # fmt: skip
-from .methods import build_maker, build_prompter, build_strategy, build_trainer
+from .methods import build_prompter, build_strategy, build_trainer
 from .naming import placed
 from .opening import Opened, open_engine, static_fingerprint
 from .points import Bench, Models
-from .recipe import DataStage, EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
+from .recipe import EvalStage, Recipe, SearchStage, StageConfig, StudentStage, TrainStage
+from .row_making import write_rows
 from .stage_tasks import StageTasks
 from .training import files_of, student_shape, trainer_of
 from .verifying import fingerprints, scorers, with_checkpoints
@@ -104,7 +97,7 @@ class Workshop:
         if stage.judge is not None and (models := fingerprints([stage.judge.by])):
             facts["scorers"] = models
         if stage.data is not None and stage.data.file is not None:
-            facts["file"] = file_hash(self._file(stage.data.file))
+            facts["file"] = file_hash(self.file(stage.data.file))
         if stage.data is not None and (reads := read_hashes(stage.data)):
             facts["reads"] = reads
         if stage.data is not None and (labelled := labeller_facts(stage.data)):
@@ -133,7 +126,8 @@ class Workshop:
             return [f"{cls.__name__} {getattr(cls, 'version', '1')}"]
         return [f"{type(method).__name__} {getattr(method, 'version', '1')}" for method in methods]
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """Return a file that a stage reads; raises `DataError` when there is none."""
         path = Path(name)
         if not path.is_file():
             raise DataError(f"no such file: {path}")
@@ -144,7 +138,7 @@ class Workshop:
         if stage.eval is not None:
             return self._eval(stage, stage.eval, folder)
         if stage.data is not None:
-            return self._data(stage, stage.data, folder)
+            return write_rows(self, stage, stage.data, folder)
         if stage.search is not None:
             return self._search(stage, stage.search, folder)
         if stage.judge is not None:
@@ -163,7 +157,7 @@ class Workshop:
 
     def _eval(self, stage: StageConfig, config: EvalStage, folder: Path) -> Cost:
         ref = self.model_ref(stage)
-        opened = self._open(ref)
+        opened = self.opened(ref)
         evaluation = Evaluation(
             stage=stage.name,
             task=self.tasks.of(stage),
@@ -195,7 +189,7 @@ class Workshop:
     def _search(self, stage: StageConfig, config: SearchStage, folder: Path) -> Cost:
         from .prompt_search import prompt_search
 
-        models = _Kept(device=self.recipe.device, dtype=self.recipe.dtype, keep=self._open)
+        models = _Kept(device=self.recipe.device, dtype=self.recipe.dtype, keep=self.opened)
         seed, ref = self.recipe.seed, self.model_ref(stage)
         task = self.tasks.of(stage)
         bench = Bench(folder, task, models, strategy=config.strategy, seed=seed, max_tokens=config.max_tokens)
@@ -226,7 +220,7 @@ class Workshop:
         )
         return judge_replies(judging, folder, title=stage.label or stage.name)
 
-    def _open(self, ref: str) -> Opened:
+    def opened(self, ref: str) -> Opened:
         """Keep one model in memory: the last one used."""
         if self._engine is None or self._engine[0] != ref:
             self._engine = None
@@ -236,83 +230,6 @@ class Workshop:
                 open_engine(ref, device=recipe.device, dtype=recipe.dtype, slots=recipe.slots, kept=self.kept),
             )
         return self._engine[1]
-
-    def _data(self, stage: StageConfig, config: DataStage, folder: Path) -> Cost:
-        from ..data.readable import readable
-        from ..data.rows import rows_with_scores
-        from ..data.sources import read_rows
-
-        cost = Cost()
-        if config.file is not None:
-            read: Sequence[Mapping[str, Any]] = read_rows(self._file(config.file))
-            counts: Mapping[str, int] = {}
-            if config.skip_bad:
-                found = readable(read, config.file, skip=True, mend="")
-                read, counts = found.rows, {"bad_rows": found.bad}
-            rows: Sequence[Mapping[str, Any]] = rows_with_scores(read, config.file)
-            counts = {"rows": len(rows), **counts}
-        else:
-            try:
-                made, cost = self._rows(stage, config, folder)
-            except DataError as error:
-                raise DataError(f"stage '{stage.name}': {error}") from None
-            rows, counts = made.rows, made.counts
-            if made.facts or made.notes:
-                write_json(folder / "facts.json", {**made.facts, "notes": list(made.notes)})
-        if config.part is not None:
-            rows, counts = part_of_rows(rows, counts, config.part, stage=stage.name)
-        if config.draw is not None:
-            rows, counts = draw_rows(rows, counts, config.draw, stage=stage.name, seed=self.recipe.seed)
-        if config.also is not None:
-            rows, counts = joined(read_rows(self.done[config.also].folder / "rows.jsonl"), rows, counts)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(folder / "rows.jsonl", text)
-        write_json(folder / "counts.json", dict(counts))
-        return cost
-
-    def _rows(self, stage: StageConfig, config: DataStage, folder: Path) -> tuple[Made, Cost]:
-        seed = self.recipe.seed
-        if config.sources is not None:
-            return read_sources(config.sources, seed=seed), Cost()
-        if config.stages is not None:
-            folders = {name: done.folder for name, done in self.done.items()}
-            return read_stages(config.stages, folders, seed=seed), Cost()
-        return self._made(stage, config, folder)
-
-    def _made(self, stage: StageConfig, config: DataStage, folder: Path) -> tuple[Made, Cost]:
-        assert config.maker is not None
-        maker = build_maker(config.maker)
-        source = None if config.source is None else self.recipe.stage(config.source)
-        if source is not None and source.data is not None:
-            maker = on_rows(maker, self.done[source.name].folder / "rows.jsonl")
-        asked = source.eval if source is not None else None
-        labeller = None if source is None else self._labeller(config, source)
-        sampled = [] if source is None or asked is None else self._sampled(source, asked, labeller)
-        if config.beside is not None:
-            other = self.recipe.stage(config.beside)
-            assert other.eval is not None
-            sampled = beside(sampled, self._sampled(other, other.eval, labeller), f"stage '{stage.name}'")
-        prompter = build_prompter("zero_shot" if asked is None else self.prompt(asked))
-        task: Any = self.tasks.of(stage) if self.tasks.needed(stage) else None  # a maker of mixes asks nothing
-        seed, cost = self.recipe.seed, Cost()
-        if isinstance(maker, Asking) and labeller is not None:
-            sampled, cost = ask_labeller(
-                maker, config.maker, task=task, prompter=prompter, sampled=sampled, opened=self._open(labeller),
-                folder=folder, stage=stage.name, seed=seed, title=stage.label or stage.name,
-            )  # fmt: skip
-        return maker(task, prompter, sampled, seed=seed), cost
-
-    def _sampled(self, source: StageConfig, asked: EvalStage, labeller: str | None) -> list[Sampled]:
-        """Return an evaluation's graded responses, marked as the labeller's own where its model gave them."""
-        found = load_sampled(self.done[source.name].folder, self.tasks.examples(source, asked))
-        own = self.model_ref(source) == labeller
-        return [replace(item, own=(own,) * len(item.texts)) for item in found]
-
-    def _labeller(self, config: DataStage, source: StageConfig) -> str:
-        """Return what to load as a data stage's labeller: an earlier stage's model, a model, or the one that was sampled."""
-        if config.labelled_by is not None:
-            return str(self.done[config.labelled_by].folder / "checkpoint")
-        return config.labeller or self.model_ref(source)
 
     def _train(self, stage: StageConfig, config: TrainStage, folder: Path, key: str) -> Cost:
         from ..data.sources import read_rows
