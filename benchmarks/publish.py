@@ -21,6 +21,9 @@ FIGURES = {
     "ladder": "Accuracy of every rung with its 95% interval",
     "accuracy_by_cost": "Accuracy against cost per query",
     "gains": "What each lever gained, with 95% intervals",
+    "retention": "Each general task before and after, with 95% intervals",
+    "win_rates": "How often each side's replies are preferred, with 95% intervals",
+    "objectives": "Several objectives at once",
 }
 MEASURED = {  # method -> (run, rungs)
     "zero_shot": ("quickstart", ["zero-shot"]),
@@ -46,7 +49,7 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PLACES = dict.fromkeys(("adapters", "cot-vs-direct", "dialogue"), "finetuning")  # run -> its folder below docs/results
+PLACES = dict.fromkeys(("adapters", "cot-vs-direct", "dialogue", "domain"), "finetuning")  # run -> its folder below docs/results
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
