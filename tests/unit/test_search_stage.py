@@ -68,7 +68,7 @@ def test_mistakes_are_said_before_anything_runs(tmp_path: Path) -> None:
         (changed(1, search={"settings": {"candidate": 3}}), "did you mean 'candidates'"),
         (changed(1, search={"prompt": "few_shots"}), "did you mean 'few_shot'"),
         (changed(1, search={"prompt": "instructed:text=a"}), "without 'instructed'"),
-        (changed(1, eval={}), "exactly one of 'eval', 'data', 'train', 'search' and 'student'"),
+        (changed(1, eval={}), "exactly one of 'eval', 'data', 'train', 'search', 'student'"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(tmp_path, recipe)
