@@ -49,7 +49,9 @@ MEASURED = {  # method -> (run, rungs)
     "tree_of_thoughts": ("searches", ["tot"]),
     "mcts": ("searches", ["mcts"]),
 }
-PLACES = dict.fromkeys(("adapters", "cot-vs-direct", "dialogue", "domain"), "finetuning")  # run -> its folder below docs/results
+PLACES = dict.fromkeys(
+    ("adapters", "cot-vs-direct", "dialogue", "domain"), "finetuning"
+)  # run -> its folder below docs/results
 PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays

@@ -103,7 +103,7 @@ def test_run_again_skips_everything(workplace: Path) -> None:
     assert results(workplace / "whole") == before
 
 
-@pytest.mark.parametrize("stage", ["03-sft/metrics.jsonl", "04-sft-vote/ledger.jsonl"])
+@pytest.mark.parametrize("stage", ["03-sft/metrics.jsonl", pytest.param("04-sft-vote/ledger.jsonl", marks=pytest.mark.slow)])
 def test_killed_and_run_again_equals_uninterrupted(workplace: Path, stage: str) -> None:
     out = workplace / f"cut-{stage[:2]}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -94,6 +94,7 @@ def test_equal_prompts_of_a_step_get_different_samples_and_every_step_its_own():
     assert [rollout.encoded.ids for rollout in group[0]] == [texts[0], texts[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
 def test_the_mean_gradient_of_samples_is_the_one_by_enumeration(divergence, teacher):
     """With two tokens to draw, every response can be listed: E_y Σ_t ∇D = ∇D(first) + Σ_v q(v) ∇D(second | v)."""
@@ -132,6 +133,7 @@ def test_the_mean_gradient_of_samples_is_the_one_by_enumeration(divergence, teac
     assert torch.nn.functional.cosine_similarity(sampled, enumerated, dim=0) > 0.995
 
 
+@pytest.mark.slow
 def test_samples_come_as_often_as_the_student_says():
     net = ends_often(model().eval())
     asked = render_prompt(tokenizer(), asking("1?").messages)
