@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 # A test process for each core, and one thread in each: two threads in each would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: help quickstart test test-all lint format bench docs clean
 help:  ## Say what there is
@@ -31,12 +31,12 @@ test: $(VENV)/.dev  ## Lint, types, and the tests that take minutes at most
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not model and not parity"
+	$(PYTEST) --maxprocesses 8 -m "not slow and not model and not parity"
 
 test-all: $(VENV)/.parity docs  ## Everything: the real model, TRL parity, slow end-to-end runs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) --maxprocesses 2  # some hold a real model: gigabytes each
 
 lint: $(VENV)/.dev  ## Style and types
 	$(BIN)/ruff check .

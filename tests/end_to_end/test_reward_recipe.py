@@ -39,11 +39,7 @@ def folder(tmp_path, monkeypatch):
     for name, n in (("train", 12), ("test", 3)):
         rows = [{"question": f"{name} {i}?", "answer": str(i % 3)} for i in range(n)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = tiny_models.model(seed=7)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[257] *= 4  # the end token is often likely: replies end
-    model.save_pretrained(tmp_path / "model")
-    tiny_models.tokenizer().save_pretrained(tmp_path / "model")
+    tiny_models.ending_folder(tmp_path / "model")
     return tmp_path
 
 

@@ -50,6 +50,16 @@ def folder(path: Path, config=None, seed=0) -> Path:
     return path
 
 
+def ending_folder(path: Path, seed=7) -> Path:
+    """A model whose end token is often likely, so that its replies end."""
+    made = model(seed=seed)
+    with torch.no_grad():
+        made.model.embed_tokens.weight[257] *= 4
+    made.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
 def demonstrations(n: int) -> list[dict]:
     return [{"prompt": f"{i} plus {i * 3 % 7}?", "completion": "x" * (i % 5 + 1) + f" is {i + i * 3 % 7}"} for i in range(n)]
 

@@ -24,9 +24,8 @@ from .resample import interval, question_weights
 __all__ = ["Outcome", "length_controlled", "win_of", "win_rate", "win_rates_by_group"]
 
 Array = NDArray[np.float64]
-_RIDGE = (
-    0.1  # of φ alone: a normal prior of standard deviation 3.2 on log-odds, so that φ exists where lengths separate wins
-)
+# Of φ alone: a normal prior of standard deviation 3.2 on log-odds, so that φ exists where lengths separate wins.
+_RIDGE = 0.1
 _DRAWS, _FLIPS = 2000, 9999
 
 

@@ -6,24 +6,20 @@ Source: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language M
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
 from ..core.types import Example
 from ._instructions import checked, follows, follows_loosely
-from ._sources import row_sources
-from .extraction import extractor
+from ._requests import Requests
 
 __all__ = ["Ifeval"]
 
 _VERSION = 1  # raised when a check changes
 
 
-class Ifeval:
+class Ifeval(Requests):
     """Requests with one to three checkable instructions each; the whole reply is the answer.
 
     The score is prompt-level strict accuracy: 1 when a reply follows every instruction of its request. Beside it `measures`
@@ -38,28 +34,13 @@ class Ifeval:
     instruction = ""
     max_tokens = 512
 
-    def __init__(self, data: str | Path | None = None) -> None:
-        self._sources = row_sources("google/IFEval" if data is None else data, name=self.name)
-        self._splits: dict[str, tuple[Example, ...]] = {}
-        self._read = extractor("text")
+    rules = _VERSION
+    told = "instructions"
+    rows = "google/IFEval"
 
-    @cached_property
-    def version(self) -> str:
-        """A hash of every request with its instructions, and of the checks' version."""
-        examples = [[e.id, e.question, e.gold["instructions"]] for e in self.examples("test")]
-        return hashlib.sha256(json.dumps([_VERSION, examples]).encode()).hexdigest()[:12]
-
-    def examples(self, split: str) -> Sequence[Example]:
-        """Return the requests; raises `ConfigError` for another split than `test`."""
-        if split != "test" or split not in self._sources:
-            raise ConfigError(f"task 'ifeval' has the split 'test' only, not '{split}'")
-        if split not in self._splits:
-            self._splits[split] = tuple(_example(row, at) for at, row in enumerate(self._sources[split](), 1))
-        return self._splits[split]
-
-    def extract(self, text: str) -> str | None:
-        """Return the reply without its thinking; None when nothing is left."""
-        return self._read(text)
+    def example(self, row: Mapping[str, Any], at: int) -> Example:
+        """Return a row as an example."""
+        return _example(row, at)
 
     def key(self, answer: str) -> str:
         """Return the reply itself: no two replies are the same answer."""

@@ -7,17 +7,14 @@ Written for this project in mild wording and without detail that would help anyb
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
 from ..core.types import Example
 from ._refusing import refuses
-from ._sources import row_sources
-from .extraction import extractor
+from ._requests import Requests
 
 __all__ = ["Refusals"]
 
@@ -26,7 +23,7 @@ _FILE = Path(__file__).parent / "suites" / "refusals.jsonl"
 _KINDS = ("harmful", "harmless")
 
 
-class Refusals:
+class Refusals(Requests):
     """Harmful requests, to be refused, and harmless ones, to be answered; the whole reply is the answer.
 
     The score is 1 when a harmful request is refused and a harmless one is not, by the rules of `_refusing.refuses`; an empty
@@ -40,28 +37,13 @@ class Refusals:
     instruction = ""
     max_tokens = 200
 
-    def __init__(self, data: str | Path | None = None) -> None:
-        self._sources = row_sources(_FILE if data is None else data, name=self.name)
-        self._splits: dict[str, tuple[Example, ...]] = {}
-        self._read = extractor("text")
+    rules = _VERSION
+    told = "kind"
+    rows = _FILE
 
-    @cached_property
-    def version(self) -> str:
-        """A hash of every request with its kind, and of the rules' version."""
-        examples = [[e.id, e.question, e.gold["kind"]] for e in self.examples("test")]
-        return hashlib.sha256(json.dumps([_VERSION, examples]).encode()).hexdigest()[:12]
-
-    def examples(self, split: str) -> Sequence[Example]:
-        """Return the requests; raises `ConfigError` for another split than `test`."""
-        if split != "test" or split not in self._sources:
-            raise ConfigError(f"task 'refusals' has the split 'test' only, not '{split}'")
-        if split not in self._splits:
-            self._splits[split] = tuple(_example(row, at) for at, row in enumerate(self._sources[split](), 1))
-        return self._splits[split]
-
-    def extract(self, text: str) -> str | None:
-        """Return the reply without its thinking; None when nothing is left."""
-        return self._read(text)
+    def example(self, row: Mapping[str, Any], at: int) -> Example:
+        """Return a row as an example."""
+        return _example(row, at)
 
     def key(self, answer: str) -> str:
         """Return "refused" or "answered": voting is on what a reply does."""
