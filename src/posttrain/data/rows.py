@@ -12,7 +12,9 @@ __all__ = ["rows_for", "rows_with_scores"]
 
 
 def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Return rows of any known shape as a trainer takes them."""
+    """Return rows of any known shape as a trainer takes them; one that asks questions (`asks`) takes them as they are."""
+    if getattr(trainer, "asks", False):
+        return [dict(row) for row in rows]
     return rows_with_scores(rows, where) if getattr(trainer, "scored", False) else training_rows(rows, where)
 
 

@@ -196,6 +196,20 @@ class Forward(nn.Module):
             return token_logprobs(hidden_ND, batch.targets_N, head)
         return weighted_logprob_sum(hidden_ND, batch.targets_N, weights_N, head)
 
+    def sharpen(self, temperature: float) -> None:
+        """Let log-probabilities be those of softmax(logits / temperature), from which samples are drawn.
+
+        Raises `ModelError` for a head with a soft-cap, which comes before the temperature.
+        """
+        if temperature == 1:
+            return
+        if self._softcap is not None:
+            raise ModelError(
+                f"{type(causal_model(self.model)).__name__} caps its logits, so samples at temperature {temperature} cannot "
+                "be trained on: sample at temperature 1"
+            )
+        self._scale /= temperature
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits of some positions, `logits_NV`, adjusted and at least float32; ask for few at a time."""
         return adjust(causal_model(self.model).get_output_embeddings()(hidden_ND), self._scale, self._softcap)

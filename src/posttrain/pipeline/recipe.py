@@ -118,12 +118,20 @@ class TrainStage(Strict):
     """Train with a method on an earlier data stage's rows.
 
     `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
+    Online methods grade with a `task` (default: the recipe's) and learn from `rewards`, verifiers with weights.
     """
 
     method: str
     data: str
     eval_data: str | None = None
     teacher: str | None = None
+    task: str | None = None  # one of the recipe's `tasks`, or a task by itself
+    rewards: list[str] | None = None  # `weight*spec` each
+
+    @property
+    def scoring(self) -> tuple[str, ...]:
+        """The training stages whose checkpoints the rewards score with: `model=stage:NAME`."""
+        return tuple(dict.fromkeys(name for spec in self.rewards or () for name in stages_named(spec)))
 
 
 class StudentStage(Strict):
@@ -183,7 +191,7 @@ class StageConfig(Strict):
         names += self.eval.scoring if self.eval else ()
         if self.data is not None:
             names += [self.data.source, self.data.also, *(self.data.stages or ()), self.data.labelled_by, self.data.beside]
-        names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
+        names += [self.train.data, self.train.eval_data, self.train.teacher, *self.train.scoring] if self.train else []
         names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)
 

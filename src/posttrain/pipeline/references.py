@@ -42,9 +42,10 @@ def check_references(stages: Sequence[StageConfig]) -> None:
             raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
         if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
             raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
-        for name in stage.eval.scoring if stage.eval is not None else ():
-            if earlier[name].train is None:
-                raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its strategy is not a training stage")
+        for where, asked in (("strategy", stage.eval), ("rewards", stage.train)):
+            for name in asked.scoring if asked is not None else ():
+                if earlier[name].train is None:
+                    raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its {where} is not a training stage")
         if stage.data is not None and stage.data.source is not None:
             source = earlier[stage.data.source]
             if source.eval is None and source.data is None:

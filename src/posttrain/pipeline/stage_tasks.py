@@ -8,6 +8,7 @@ from ..core.errors import ConfigError
 from ..core.protocols import Task
 from ..core.seeds import rng
 from ..core.types import Example
+from .methods import build_trainer
 from .recipe import EvalStage, Recipe, StageConfig, TaskUse
 
 __all__ = ["StageTasks"]
@@ -21,7 +22,9 @@ class StageTasks:
         self._loaded: dict[str | None, Task] = {}
 
     def needed(self, stage: StageConfig) -> bool:
-        """Whether a stage asks a task's questions; what cuts, trains, reads rows or mixes them does not."""
+        """Whether a stage asks a task's questions; what cuts, reads rows or mixes them does not, nor does most training."""
+        if stage.train is not None:
+            return bool(getattr(build_trainer(stage.train.method), "asks", False))
         if stage.data is None:
             return not stage.makes_a_model
         source = None if stage.data.source is None else self._recipe.stage(stage.data.source)
@@ -34,7 +37,7 @@ class StageTasks:
         """
         if stage.judge is not None:
             return self.of(self._recipe.stage(stage.judge.of))
-        name = getattr(stage.eval or stage.data, "task", None)
+        name = getattr(stage.eval or stage.data or stage.train, "task", None)
         if stage.data is not None and stage.data.source is not None:
             source = self._recipe.stage(stage.data.source)
             name = source.eval.task if source.eval is not None else None
@@ -56,14 +59,17 @@ class StageTasks:
         drawn = rng(self._recipe.seed, "draw", config.split).sample(range(len(found)), config.draw)
         return [found[i] for i in sorted(drawn)]
 
+    def use(self, name: str | None, stage: str) -> TaskUse:
+        """Return what a stage's task is made of; `name` is its own setting. Raises `ConfigError` when there is none."""
+        recipe = self._recipe
+        if name is not None:
+            return recipe.tasks.get(name) or TaskUse(task=name)
+        if recipe.task is None:
+            raise ConfigError(f"stage '{stage}' has no task: name one in the stage or in the recipe")
+        return TaskUse(task=recipe.task, data=recipe.data, examples=recipe.examples)
+
     def _load(self, name: str | None, stage: str) -> Task:
         from ..tasks.registry import load_task
 
-        recipe = self._recipe
-        if name is not None:
-            use = recipe.tasks.get(name) or TaskUse(task=name)
-        elif recipe.task is not None:
-            use = TaskUse(task=recipe.task, data=recipe.data, examples=recipe.examples)
-        else:
-            raise ConfigError(f"stage '{stage}' has no task: name one in the stage or in the recipe")
-        return load_task(use.task, data=use.data, seed=recipe.seed, sizes=use.examples or None)
+        use = self.use(name, stage)
+        return load_task(use.task, data=use.data, seed=self._recipe.seed, sizes=use.examples or None)

@@ -106,6 +106,8 @@ class Workshop:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
         if stage.train is not None:
             facts |= files_of(build_trainer(stage.train.method))
+            if models := fingerprints(stage.train.rewards or ()):
+                facts["scorers"] = models
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def versions(self, stage: StageConfig) -> list[str]:
@@ -239,7 +241,8 @@ class Workshop:
 
         start = Checkpoint(path=resolve(self.model_ref(stage)), base=self.recipe.model, key=key)
         folders = {name: done.folder for name, done in self.done.items()}
-        trained: Checkpoint = trainer_of(config, folders)(start, rows, folder, seed=self.recipe.seed)
+        use = self.tasks.use(config.task, stage.name) if self.tasks.needed(stage) else None
+        trained: Checkpoint = trainer_of(config, folders, use)(start, rows, folder, seed=self.recipe.seed)
         return trained.cost
 
     def _student(self, stage: StageConfig, config: StudentStage, folder: Path, key: str) -> Cost:

@@ -11,8 +11,9 @@ from ..core.errors import ConfigError
 from ..core.files import file_hash
 from ..core.protocols import Trainer
 from .methods import build_trainer
+from .naming import placed
 from .opening import static_fingerprint
-from .recipe import StudentStage, TrainStage
+from .recipe import StudentStage, TaskUse, TrainStage
 
 if TYPE_CHECKING:
     from ..models.student import StudentShape
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["files_of", "student_shape", "trainer_of"]
 
 
-def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) -> Trainer:
-    """Return a stage's trainer; with the folders of finished stages, also with its held-out rows and its teacher.
+def trainer_of(
+    config: TrainStage, folders: Mapping[str, Path] | None = None, task: TaskUse | None = None
+) -> Trainer:  # fmt: skip
+    """Return a stage's trainer with its task; with the folders of finished stages, also with what it takes of these.
 
     Raises `ConfigError` when the trainer takes no such thing, or names its own.
     """
-    trainer: Any = build_trainer(config.method)
+    trainer: Any = _online(config, build_trainer(config.method), folders, task)
     given: dict[str, str] = {}
     if config.eval_data is not None:
         if not hasattr(trainer, "eval_data") or trainer.eval_data is not None:
@@ -43,6 +46,25 @@ def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) ->
         return trainer  # type: ignore[no-any-return]
     paths = {name: str(folders[path.partition("/")[0]] / path.partition("/")[2]) for name, path in given.items()}
     return replace(trainer, **paths)  # type: ignore[no-any-return]
+
+
+def _online(config: TrainStage, trainer: Any, folders: Mapping[str, Path] | None, task: TaskUse | None) -> Any:
+    """Return a trainer that asks questions with its task and its rewards."""
+    if not getattr(trainer, "asks", False):
+        for key in ("task", "rewards"):
+            if getattr(config, key) is not None:
+                raise ConfigError(f"'{config.method}' asks no questions, so the stage's '{key}' must be left out")
+        return trainer
+    if trainer.task:
+        raise ConfigError(f"'{config.method}': in a recipe the task is the stage's or the recipe's: leave task= out here")
+    if task is not None:
+        trainer = replace(trainer, task=task.task, task_data=task.data)
+    if config.rewards is not None:
+        if trainer.rewards != type(trainer)().rewards:
+            raise ConfigError(f"'{config.method}': both the method and its stage have rewards: leave one of them out")
+        rewards = [placed(spec, folders) for spec in config.rewards] if folders is not None else config.rewards
+        trainer = replace(trainer, rewards=tuple(rewards))
+    return trainer
 
 
 def files_of(trainer: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.progress import progress
 from ..core.seeds import derive
 from ..core.types import Example
@@ -145,6 +145,11 @@ class ReasoningGym:
             return 0.0
         entry = self._entries.get(example.id)
         if entry is None:
+            if "metadata" not in example.gold:
+                raise DataError(
+                    f"{self.name}: example '{example.id}' has no metadata, which its scorer needs: the maker `questions` writes "
+                    "rows that keep it"
+                )
             entry = {"question": example.question, "answer": example.answer, "metadata": example.gold["metadata"]}
         if self._score(_NONSENSE, entry) >= 1.0:  # some scorers take whatever does not say "True" for "False"
             return float(self.key(answer).casefold() == self.key(str(entry["answer"])).casefold())

@@ -85,8 +85,8 @@ def fit(
                 step, total=total, peak=settings.lr, schedule=settings.schedule, warmup=settings.warmup,
                 decay_share=settings.decay_share,
             )  # fmt: skip
-            chosen, told = _items_of_step(learner, [items[i] for i in rows], step, companions.fresh)
-            measured = learner.update(chosen, step=step, lr=lr) | told
+            updates, told = _updates_of_step(learner, [items[i] for i in rows], step, companions.fresh)
+            measured = _updated(learner, updates, step, lr) | told
             if held_out is not None:
                 measured |= held_out.after(learner, step + 1, total)
                 if first:
@@ -102,15 +102,25 @@ def fit(
     return total
 
 
-def _items_of_step(
+def _updates_of_step(
     learner: Learner, rows: Sequence[Any], step: int, fresh: Fresh | None
-) -> tuple[Sequence[Any], dict[str, float]]:
-    """Return what a step trains on, and what is to be told of it."""
+) -> tuple[Sequence[Sequence[Any]], dict[str, float]]:
+    """Return what each optimiser update of a step trains on (mostly there is one), and what is to be told of it."""
     if fresh is None:
-        return rows, {}
+        return [rows], {}
     made = fresh(rows, step)
     learner.cost += made.cost
-    return made.items, made.measures
+    return made.updates or [made.items], made.measures
+
+
+def _updated(learner: Learner, updates: Sequence[Sequence[Any]], step: int, lr: float) -> dict[str, float]:
+    """Take a step's updates; of several, tokens and seconds are added and all other measures averaged."""
+    found = [learner.update(items, step=step * len(updates) + i, lr=lr) for i, items in enumerate(updates)]
+    if len(found) == 1:
+        return found[0]
+    names = {name: None for measured in found for name in measured}
+    sums = {name: sum(measured.get(name, 0.0) for measured in found) for name in names}
+    return {name: value if name in ("tokens", "seconds") else value / len(found) for name, value in sums.items()}
 
 
 class _Lines:

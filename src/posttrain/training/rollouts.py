@@ -8,6 +8,7 @@ No gradient passes through sampling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,11 +36,17 @@ class Draw(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshItems:
-    """What a step trains on in place of its rows, what making it cost, and what the step's line of metrics tells of it."""
+    """What a step trains on in place of its rows, what making it cost, and what the step's line of metrics tells of it.
+
+    `updates` are the items of several optimiser updates, one after the other, in place of `items`. What they need of the
+    weights before the first one is in the items already; a state is saved behind the last one, so there is no half-used
+    batch to save.
+    """
 
     items: Sequence[Any]
     cost: Cost
     measures: dict[str, float]
+    updates: Sequence[Sequence[Any]] = ()
 
 
 Fresh = Callable[[Sequence[Any], int], FreshItems]  # (the step's rows, the step from 0)
@@ -51,6 +58,7 @@ class Rollout:
 
     encoded: Encoded
     completion: Completion
+    sampler_logps: tuple[float, ...]  # of each trained token, as it was drawn; NaN where the engine does not say
 
     @property
     def cut(self) -> bool:
@@ -104,6 +112,11 @@ class Policy:
         asked = render_prompt(self.tokenizer, prompt.messages, opening=prompt.opening, prefix=prompt.prefix)
         end = [] if completion.end_token is None else [completion.end_token]
         written = [*completion.tokens, *end]
+        known = completion.logprobs or ()
+        if end:  # of which the engine tells the raw probability alone
+            told = completion.end_logprob if self.sampling.temperature == 1 else None
+            known += (math.nan if told is None else told,)
         return Rollout(
-            encoded=Encoded([*asked, *written], [False] * len(asked) + [True] * len(written)), completion=completion
-        )
+            encoded=Encoded([*asked, *written], [False] * len(asked) + [True] * len(written)), completion=completion,
+            sampler_logps=known if len(known) == len(written) else (math.nan,) * len(written),
+        )  # fmt: skip

@@ -83,6 +83,10 @@ class Learner:
         """
         began = time.perf_counter()
         rank, world = rank_and_world()
+        if not items:  # samples none of which has a gradient: a gradient of zero, which Adam's moments learn of
+            self.optimiser.gradients()
+            self.optimiser.update(lr, 0.0)
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0, "seconds": time.perf_counter() - began}
         work = [self.objective.work(item) for item in items]
         totals = self._totals(items, work)
         torch.manual_seed(derive(self.seed, "step", step, rank))

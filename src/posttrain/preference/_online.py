@@ -1,0 +1,205 @@
+"""What online methods share: their settings, the questions they ask, and a step's samples with what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError
+from ..core.seeds import rng
+from ..core.types import Cost, Example, Prompt, Sampling
+from ..data.asked_rows import example_of
+from ..data.chat import render_prompt
+from ..engines.local.replies import drawn
+from ..losses.kl import Estimator
+from ..tasks.registry import load_task
+from ..training.opening import messages_of
+from ..training.rollouts import Policy, Rollout
+from ..training.rows import fits
+from ..training.session import Session
+from ..training.settings import TrainerSettings
+from ._rewards import Rewarded, Rewards, identified, weighted
+
+__all__ = ["Batch", "OnlineSettings", "Question", "Sampler", "check_online", "identity", "questions_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSettings(TrainerSettings):
+    """How samples are drawn and rewarded; a method repeats only what has another default there."""
+
+    asks: ClassVar[bool] = True  # rows are questions, and are kept as they are on the way here
+
+    rewards: tuple[str, ...] = ("exact",)  # verifiers, `weight*spec` each
+    task: str = ""  # reads and grades answers; in a recipe, the stage's
+    task_data: str | None = None  # its rows, where it has any
+    rollout_tokens: int = 256  # of a sample, at most
+    rollout_temperature: float = 1.0
+    overlong: int = 0  # tokens before the limit from which on length is punished; 0: it is not
+    drop_cut: bool = False  # learn nothing from samples that the limit ended
+    kl: float = 0.0  # β of KL(π ‖ start)
+    kl_estimator: Estimator = "k3"
+    minibatches: int = 1  # optimiser updates that a step's samples are shared out to
+    iterations: int = 1  # times that all of them are gone through
+
+
+def check_online(method: OnlineSettings, name: str) -> None:
+    """Raise `ConfigError` for settings that cannot be."""
+    for field, least in (("rollout_tokens", 1), ("overlong", 0), ("minibatches", 1), ("iterations", 1), ("kl", 0)):
+        if getattr(method, field) < least:
+            raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
+    if not method.rollout_temperature > 0:
+        raise ConfigError(
+            f"{name}: rollout_temperature = {method.rollout_temperature} must be positive: greedy replies to one prompt are "
+            "all the same"
+        )
+    if method.overlong >= method.rollout_tokens:
+        raise ConfigError(
+            f"{name}: overlong = {method.overlong} tokens before a limit of rollout_tokens = {method.rollout_tokens} leaves "
+            "no length that is not punished"
+        )
+    if method.minibatches > method.batch_size:
+        raise ConfigError(
+            f"{name}: minibatches = {method.minibatches} are more than batch_size = {method.batch_size} prompts: lower it"
+        )
+    if method.evaluates:
+        raise ConfigError(
+            f"{name}: eval_data and eval_share measure a loss on given rows, and {name} has none: evaluate the checkpoint "
+            "on the task (posttrain eval, or an eval stage)"
+        )
+    for spec in method.rewards:
+        weighted(spec)
+    if not method.task:
+        raise ConfigError(
+            f"{name}: no task: set task= to what reads and grades the answers (gsm8k, reasoning_gym/…, a YAML file); in a "
+            "recipe it is the recipe's own"
+        )
+
+
+def identity(method: OnlineSettings) -> OnlineSettings:
+    """Return the settings as they decide the result: models by their content, not by where they lie."""
+    return replace(method, rewards=identified(method.rewards))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A row: what is asked, and the example that grading needs. `tokens`: of the rendered prompt."""
+
+    row: int
+    prompt: Prompt
+    example: Example
+    tokens: int
+
+
+def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Question], int]:
+    """Return the rows as questions, and how many are left out because no sample would fit behind them."""
+    tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.opened.context
+    found = []
+    for i, row in enumerate(session.rows):
+        where = session.where(i)
+        if "prompt" not in row:
+            raise DataError(f"{where}: no 'prompt'; the maker `questions` makes such rows, found {', '.join(sorted(row))}")
+        prompt = Prompt(messages=tuple(messages_of(row["prompt"], where)), opening=str(row.get("opening") or ""))
+        tokens = len(render_prompt(tokenizer, prompt.messages, opening=prompt.opening))
+        asked = Question(row=i, prompt=prompt, example=replace(example_of(row, where), id=str(i)), tokens=tokens)
+        if fits(tokens + method.rollout_tokens, limit, too_long=method.too_long, where=f"{where} with its rollout_tokens"):
+            found.append(asked)
+    if not found:
+        raise DataError("there is nothing to train on: no question is left")
+    return found, len(session.rows) - len(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said."""
+
+    questions: Sequence[Question]
+    rollouts: Sequence[Sequence[Rollout]]
+    rewards_PK: Tensor
+    given: Mapping[str, Tensor]
+    cost: Cost
+
+    def of(self, chosen: Sequence[int]) -> Batch:
+        """Return the part with these questions, at no cost."""
+        at = list(chosen)
+        return Batch(
+            questions=[self.questions[i] for i in at], rollouts=[self.rollouts[i] for i in at],
+            rewards_PK=self.rewards_PK[at], given={name: v[at] for name, v in self.given.items()}, cost=Cost(),
+        )  # fmt: skip
+
+    def and_(self, other: Batch) -> Batch:
+        """Return both together."""
+        return Batch(
+            questions=[*self.questions, *other.questions], rollouts=[*self.rollouts, *other.rollouts],
+            rewards_PK=torch.cat([self.rewards_PK, other.rewards_PK]), cost=self.cost + other.cost,
+            given={name: torch.cat([v, other.given[name]]) for name, v in self.given.items()},
+        )  # fmt: skip
+
+    def measures(self) -> dict[str, float]:
+        """Return what a line of metrics tells of the samples; standard deviations and zero variance are within prompts."""
+        flat = [rollout for rollouts in self.rollouts for rollout in rollouts]
+        logps = [logp for rollout in flat for logp in rollout.sampler_logps if logp == logp]
+        distinct = [len({r.completion.text for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
+        told = {
+            "reward": float(self.rewards_PK.mean()),
+            **{f"reward_{name}": float(values.mean()) for name, values in self.given.items()},
+            "reward_std": float(self.rewards_PK.std(1).mean()) if self.rewards_PK.shape[1] > 1 else 0.0,
+            "zero_variance": float((self.rewards_PK == self.rewards_PK[:, :1]).all(1).double().mean()),
+            "distinct": sum(distinct) / len(distinct),
+            "reply_tokens": sum(rollout.encoded.trained for rollout in flat) / len(flat),
+            "cut": sum(rollout.cut for rollout in flat) / len(flat),
+        }
+        return told | ({"entropy": -sum(logps) / len(logps)} if logps else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """Asks the policy and the verifiers."""
+
+    method: OnlineSettings
+    policy: Policy
+    rewards: Rewards
+    samples: int  # of each question
+
+    @classmethod
+    def open(cls, session: Session, method: OnlineSettings, questions: Sequence[Question], *, samples: int) -> Sampler:
+        """Open the task and the rewards; the policy is the model in training."""
+        opened = session.opened
+        task = load_task(method.task, data=method.task_data, seed=session.seed)
+        golds = {question.example.id: question.example for question in questions}
+        policy = Policy(
+            draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=session.seed,
+            sampling=Sampling(temperature=method.rollout_temperature, max_tokens=method.rollout_tokens),
+        )  # fmt: skip
+        return cls(
+            method=method, policy=policy, rewards=Rewards.open(method.rewards, task=task, golds=golds), samples=samples
+        )
+
+    def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
+        """Return the samples of a step and what they are worth; a further `attempt` of the step draws others."""
+        policy = self.policy if not attempt else replace(self.policy, seed=rng(self.policy.seed, attempt).getrandbits(60))
+        rollouts, cost = policy.rollouts([question.prompt for question in questions], step=step, samples=self.samples)
+        worth: Rewarded = self.rewards(
+            [question.example for question in questions], [[r.completion.text for r in each] for each in rollouts],
+            [question.row for question in questions],
+        )  # fmt: skip
+        rewards_PK = worth.total_PK
+        if self.method.overlong:
+            rewards_PK = rewards_PK + overlong_punishment(
+                torch.tensor([[r.encoded.trained for r in each] for each in rollouts]), limit=self.method.rollout_tokens,
+                zone=self.method.overlong,
+            )  # fmt: skip
+        return Batch(
+            questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=worth.values, cost=cost + worth.cost
+        )
+
+
+def overlong_punishment(tokens: Tensor, *, limit: int, zone: int) -> Tensor:
+    """Return 0 up to limit − zone tokens, then falling to −1 at the limit: ((limit − zone) − |y|) / zone.
+
+    Source: DAPO (Yu et al. 2025, 2503.14476), eq. 13, with L_max the limit of what is generated.
+    """
+    return (((limit - zone) - tokens.double()) / zone).clamp(-1.0, 0.0)

@@ -1,0 +1,141 @@
+"""A step's samples as the items of optimiser updates: what has a gradient, with what it needs, in pieces that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.types import ModelShape
+from ..data.masks import Encoded
+from ..models.sharing import shared_prefix
+from ..stats.flops import forward_flops, train_flops
+from ..training.processes import say
+from ..training.rollouts import Rollout
+from ..training.session import group_work
+from ..training.step import Work
+from ._online import Batch
+
+__all__ = ["Counts", "Part", "asking_work", "flat", "part_work", "parts_of", "rewards_at_both_ends"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What an update is normalised by: `tokens` and `sequences` of all of its samples, skipped ones among them."""
+
+    tokens: int = 0
+    sequences: int = 0
+
+    @property
+    def trained_tokens(self) -> int:
+        """What measures of tokens are shares of."""
+        return max(1, self.tokens)
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Sequence[Rollout]], *, drop_cut: bool) -> Counts:
+        """Count samples; those that the limit ended only where they are learned from."""
+        kept = [rollout for each in rollouts for rollout in each if not (drop_cut and rollout.cut)]
+        return cls(tokens=sum(rollout.encoded.trained for rollout in kept), sequences=len(kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Some samples of one prompt; log-probabilities are float64, one for each trained token."""
+
+    row: int
+    group: tuple[Encoded, ...]
+    advantages: tuple[float, ...]
+    sampler: tuple[Tensor, ...]  # log μ of the engine
+    old: tuple[Tensor, ...] = ()  # log π_old; none: π_old is π itself on the first update
+    reference: tuple[Tensor, ...] = ()
+    counts: Counts = Counts()
+    on_policy: bool = True  # no update has come before
+
+
+def parts_of(
+    batch: Batch, advantages_PK: Tensor, *, old: Sequence[Sequence[Tensor]] | None,
+    reference: Sequence[Sequence[Tensor]] | None, drop_cut: bool, every: bool, budget: int,
+) -> list[list[Part]]:  # fmt: skip
+    """Return each prompt's samples in parts of at most `budget` tokens, their common prompt counted once.
+
+    Samples without an advantage are left out, exactly as if they were trained, unless `every` one has a gradient; a cut one
+    is with `drop_cut`. How a prompt's samples are cut into parts changes no loss: it is normalised by explicit counts.
+    """
+    found: list[list[Part]] = []
+    for p, (question, rollouts) in enumerate(zip(batch.questions, batch.rollouts, strict=True)):
+        kept = [
+            k for k, rollout in enumerate(rollouts)
+            if (every or advantages_PK[p, k] != 0) and not (drop_cut and rollout.cut)
+        ]  # fmt: skip
+        pieces: list[list[int]] = []
+        used = 0
+        for k in sorted(kept, key=lambda k: -len(rollouts[k].encoded.ids)):
+            own = len(rollouts[k].encoded.ids) - question.tokens
+            if not pieces or used + own > budget:
+                pieces.append([])
+                used = question.tokens
+            pieces[-1].append(k)
+            used += own
+        found.append(
+            [
+                Part(
+                    row=question.row,
+                    group=tuple(rollouts[k].encoded for k in piece),
+                    advantages=tuple(float(advantages_PK[p, k]) for k in piece),
+                    sampler=tuple(torch.tensor(rollouts[k].sampler_logps, dtype=torch.double) for k in piece),
+                    old=() if old is None else tuple(old[p][k] for k in piece),
+                    reference=() if reference is None else tuple(reference[p][k] for k in piece),
+                )
+                for piece in pieces
+            ]
+        )
+    return found
+
+
+def flat(values: Iterable[Sequence[Tensor]]) -> Tensor:
+    """Return the values of all tokens of a micro-batch, laid end to end as its sequences are."""
+    return torch.cat([value for each in values for value in each])
+
+
+def part_work(shape: ModelShape, *, frozen_backbone: bool, shares: bool) -> Callable[..., Work]:
+    """Return what tells the work of a group of sequences."""
+
+    def work(group: Sequence[Encoded], *, backward: bool) -> Work:
+        prefix = shared_prefix(group) if shares else 0
+        return group_work(
+            shape, prefix=prefix, branches=[len(e.ids) - prefix for e in group], logits=sum(e.trained for e in group),
+            frozen_backbone=frozen_backbone, backward=backward,
+        )  # fmt: skip
+
+    return work
+
+
+def asking_work(prompt: int, *, samples: int, tokens: int, shape: ModelShape, frozen_backbone: bool) -> Work:
+    """Return what one question costs at most, before anything is drawn: full samples, written and trained.
+
+    Its tokens are those of one sample: what is longest in a micro-batch.
+    """
+    written = forward_flops(shape, start=prompt, tokens=tokens, logits=tokens)
+    trained = train_flops(shape, tokens=prompt + tokens, logits=tokens, frozen_backbone=frozen_backbone)
+    return Work(tokens=prompt + tokens, flops=samples * (written + trained))
+
+
+def rewards_at_both_ends(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean reward over the first and the last tenth of the steps; tell when no step had a gradient."""
+    if not lines:
+        return {}
+    part = max(1, len(lines) // 10)
+    told = {
+        "reward_first": sum(line["reward"] for line in lines[:part]) / part,
+        "reward_last": sum(line["reward"] for line in lines[-part:]) / part,
+    }
+    silent = sum(line["tokens"] == 0 for line in lines)
+    if silent:
+        say(
+            f"{silent} of {len(lines)} steps had no gradient: all samples of each of their prompts were worth the same. "
+            "Take questions of middling difficulty (questions:lowest=…,highest=…), more samples a prompt, or resample"
+        )
+    return {"rewards": {**told, "steps_without_gradient": silent}}

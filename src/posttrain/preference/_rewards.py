@@ -1,0 +1,148 @@
+"""Rewards of online methods: any weighted mix of verifiers, each told by itself, and what they cost.
+
+R(x, y) = Σ_k w_k v_k(x, y)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.errors import ConfigError, TrainingError
+from ..core.protocols import Engine, Task, Verifier
+from ..core.specs import Spec, format_spec, parse
+from ..core.types import Cost, Example
+from ..engines.meter import Account, Metered
+from ..models.load import fingerprint_of
+from ..training.processes import rank_and_world
+from ..verifiers.build import build_verifier, check_spec, compares
+
+__all__ = ["Rewarded", "Rewards", "identified", "weighted"]
+
+_WEIGHT = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)$", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewarded:
+    """What the samples of some examples are worth: `total_PK`, and each verifier's own `values` by its name."""
+
+    total_PK: Tensor
+    values: Mapping[str, Tensor]
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewards:
+    """Opened verifiers with their weights."""
+
+    verifiers: Sequence[tuple[str, float, Verifier]]  # name, weight
+    account: Account
+
+    @classmethod
+    def open(cls, specs: Sequence[str], *, task: Task, golds: Mapping[str, Example]) -> Rewards:
+        """Open verifiers, `weight*spec` each (weight 1 if there is none); those may see the gold answers."""
+        account = Account()
+
+        def meter(engine: Engine, role: str) -> Engine:
+            return Metered(engine, account, role)
+
+        found: list[tuple[str, float, Verifier]] = []
+        for weight, spec in map(weighted, specs):
+            if compares(spec):
+                raise ConfigError(f"rewards: '{spec}' compares two texts and scores none by itself: use tournament")
+            name = parse(spec).name.partition("@")[0]
+            same = sum(other.partition("#")[0] == name for other, _, _ in found)
+            verifier = build_verifier(spec, task=task, golds=golds, meter=meter)
+            found.append((name if not same else f"{name}#{same + 1}", weight, verifier))
+        if not found:
+            raise ConfigError("rewards: none is given: name at least one verifier, as in rewards=[exact]")
+        return cls(verifiers=found, account=account)
+
+    def __call__(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], rows: Sequence[int]) -> Rewarded:
+        """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
+
+        Several processes ask for a share each, and all have all of them in the end.
+        """
+        rank, world = rank_and_world()
+        before = self.account.total
+        with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
+            own = thread.submit(asyncio.run, self._ask(examples[rank::world], texts[rank::world])).result()
+        found, spent = own, _less(self.account.total, before)
+        if world > 1:
+            shares: list[Any] = [None] * world
+            dist.all_gather_object(shares, (own, spent))
+            found = [[]] * len(examples)
+            for other, (values, _) in enumerate(shares):
+                found[other::world] = values
+            spent = sum((cost for _, cost in shares), Cost())
+        values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
+        for (name, _, _), values_PK in zip(self.verifiers, values, strict=True):
+            bad = (~values_PK.isfinite()).any(1).nonzero().flatten().tolist()
+            if bad:
+                raise TrainingError(
+                    f"reward '{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
+                )
+        total_PK = sum(weight * v for (_, weight, _), v in zip(self.verifiers, values, strict=True))
+        assert isinstance(total_PK, Tensor)
+        named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
+        return Rewarded(total_PK=total_PK, values=named, cost=spent)
+
+    async def _ask(self, examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """Return values by example, verifier and text."""
+
+        async def one(verifier: Verifier, example: Example, replies: Sequence[str]) -> list[float]:
+            return [score.value for score in await verifier(example.public(), replies)]
+
+        async def of(example: Example, replies: Sequence[str]) -> list[list[float]]:
+            return list(await asyncio.gather(*(one(v, example, replies) for _, _, v in self.verifiers)))
+
+        return list(await asyncio.gather(*(of(e, t) for e, t in zip(examples, texts, strict=True))))
+
+
+def weighted(text: str) -> tuple[float, str]:
+    """Read `weight*spec`. Raises `ConfigError` for a wrong verifier or setting, or a weight of 0."""
+    found = _WEIGHT.match(text)
+    weight, spec = (float(found[1]), found[2].strip()) if found else (1.0, text.strip())
+    if not math.isfinite(weight) or weight == 0:
+        raise ConfigError(f"rewards: '{text}': a weight must be a number other than 0; leave out what is not to count")
+    check_spec(spec)
+    return weight, spec
+
+
+def identified(specs: Sequence[str]) -> tuple[str, ...]:
+    """Return the specs with what their models are in place of where they lie: what decides a run's result."""
+
+    def known(spec: Spec) -> Spec:
+        changed = {
+            key: fingerprint_of(value) if key == "model" and isinstance(value, str) and not _is_service(value) else value
+            for key, value in spec.params.items()
+        }
+        if isinstance(models := spec.params.get("models"), list | tuple):
+            changed["models"] = [fingerprint_of(str(model)) for model in models]
+        return Spec(spec.name, changed)
+
+    return tuple(f"{weight}*{format_spec(known(parse(spec)))}" for weight, spec in map(weighted, specs))
+
+
+def _is_service(model: str) -> bool:
+    return model.partition(":")[0] in ("openai", "scripted")
+
+
+def _less(after: Cost, before: Cost) -> Cost:
+    """Return what an account was charged in between."""
+    usage = type(after.usage)(
+        **{name: getattr(after.usage, name) - getattr(before.usage, name) for name in after.usage.__slots__}
+    )
+    return Cost(
+        usage=usage, flops=after.flops - before.flops, flops_spent=after.flops_spent - before.flops_spent,
+        seconds=after.seconds - before.seconds, peak_bytes=after.peak_bytes,
+    )  # fmt: skip

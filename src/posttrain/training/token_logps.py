@@ -1,0 +1,58 @@
+"""Log-probabilities of single tokens without gradient: of a batch of samples, before the weights change under them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.errors import TrainingError
+from ..core.types import Cost, Usage
+from ..models.forward import Forward, TokenSequence
+from .batching import dealt, micro_batches
+from .memory import peak_bytes
+from .processes import rank_and_world
+from .step import Work
+
+__all__ = ["token_logps"]
+
+
+@torch.no_grad()
+def token_logps(
+    module: Forward, groups: Sequence[Sequence[TokenSequence]], work: Sequence[Work], *, tokens_per_microbatch: int
+) -> tuple[list[list[Tensor]], Cost]:
+    """Return log π of each trained token, a float64 tensor for each sequence of each group, and what that cost.
+
+    Without dropout; the module's mode is left as it was. Several processes compute a share each and have all in the end.
+    """
+    rank, world = rank_and_world()
+    began, training = time.perf_counter(), module.training
+    module.eval()
+    lengths = [w.tokens for w in work]
+    share, tokens = dealt(range(len(groups)), lengths, world)[rank]
+    own: dict[int, list[Tensor]] = {}
+    for rows in micro_batches(share, tokens, tokens_per_microbatch):
+        batch = module.batch([groups[i] for i in rows])
+        logps_N = module(batch).double().cpu()
+        if not bool(logps_N.isfinite().all()):
+            raise TrainingError(f"a log-probability of the model is not finite among the samples {rows} of this step")
+        counts = torch.bincount(batch.owner_N.cpu(), minlength=batch.sequences).tolist()
+        each = iter(torch.split(logps_N, counts))
+        for i in rows:
+            own[i] = [next(each) for _ in groups[i]]
+    module.train(training)
+    found = own
+    if world > 1:
+        shares: list[Any] = [None] * world
+        dist.all_gather_object(shares, own)
+        found = {i: values for part in shares for i, values in part.items()}
+    flops = sum(w.flops for w in work)
+    cost = Cost(
+        usage=Usage(calls=1, scored=sum(lengths)), flops=flops, flops_spent=flops,
+        seconds=time.perf_counter() - began, peak_bytes=peak_bytes(),
+    )  # fmt: skip
+    return [found[i] for i in range(len(groups))], cost
