@@ -127,6 +127,7 @@ def test_language_of_the_question(example: Example, text: str, expected: float) 
         ("en", "It costs $5 по скидке or $6", 3 / 5),
         ("en", "The sum\nLa suma de los dos es siete\nof it is", 5 / 12),
         ("en", "La suma de los dos es siete. Entonces.", 0),  # without a guess a sentence goes with the whole
+        ("en", "Now a b c d and then e", 1),  # single letters are no French
         ("latin", "La suma de los dos es siete", 1),
         ("es", "La suma de los dos es siete", 1),
         ("ja", "数は四です。", 1),
@@ -163,7 +164,7 @@ def test_settings_of_the_language() -> None:
     asyncio.run(verifier(ENGLISH, ["12", "the sum"]))
     asyncio.run(verifier(SUMS, ["12"]))
     assert verifier.tally == {"texts": 3, "wordless": 1, "no_target": 1}  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="cannot tell the target 'sv'; choose from|cannot tell the target 'sv'; did"):
+    with pytest.raises(ConfigError, match="cannot tell the target 'sv'"):
         build_verifier("language:target=sv", task=TASK)
 
 

@@ -31,7 +31,7 @@ def example_row(example: Example) -> dict[str, Any]:
         "answer": example.answer,
         "gold": {key: _written(value, f"example '{example.id}', gold, {key}") for key, value in example.gold.items()},
     }
-    return {key: value for key, value in values.items() if key == "id" or value not in ("", [], {}, None)}
+    return {key: value for key, value in values.items() if value or key == "id" or (key == "answer" and value is not None)}
 
 
 def example_of(row: Mapping[str, Any], where: str = "row") -> Example:

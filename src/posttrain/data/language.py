@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 
 from .words import words
 
@@ -43,12 +45,11 @@ LANGUAGES = {  # code -> script; all but those with function words are told by t
     "th": "thai",
 }
 _NAMES = {"cjk": "han", "ideographic": "han", "hiragana": "kana", "katakana": "kana"}
-_NO_PROSE = (
-    re.compile(  # code, formulas (no blank before a closing dollar, no digit behind it: $5 or $6 is prose), tags, addresses
-        r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$(?=\S)[^$\n]*(?<=\S)\$(?!\d)|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+"
-        r"|</?[A-Za-z][\w-]*/?>|https?://\S+",
-        re.DOTALL,
-    )
+# Code, formulas (no blank before a closing dollar and no digit behind it: "$5 or $6" is prose), commands, tags, addresses.
+_NO_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$(?=\S)[^$\n]*(?<=\S)\$(?!\d)|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+"
+    r"|</?[A-Za-z][\w-]*/?>|https?://\S+",
+    re.DOTALL,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
@@ -64,7 +65,7 @@ def script_and_guess(text: str) -> str:
     if 20 * scripts["kana"] >= scripts.total():  # written together with Han
         return "kana"
     script = max(sorted(scripts), key=lambda name: scripts[name])
-    guess = _guess(text) if script == "latin" else None
+    guess = _guess(words(text)) if script == "latin" else None
     return script if guess is None else f"{script}: {guess}?"
 
 
@@ -83,17 +84,17 @@ def share_in(text: str, target: str) -> float | None:
     Chinese in those that have none. Not counted at all: code, formulas between dollar signs or brackets, commands, tags,
     addresses, words with digits in them, and single letters of the Latin and Greek alphabets (variables).
     """
-    sentences = [_without_marks(sentence) for sentence in _SENTENCE.split(_NO_PROSE.sub(" ", text))]
+    sentences = [words(_without_marks(sentence)) for sentence in _SENTENCE.split(_NO_PROSE.sub(" ", text))]
     script = LANGUAGES.get(target, target)
-    whole = _guess("\n".join(sentences))
+    whole = _guess_of_prose(chain.from_iterable(sentences))
     matching = total = 0
     for sentence in sentences:
-        counts = Counter(map(_script_of_word, words(sentence)))
+        counts = Counter(map(_script_of_word, sentence))
         del counts[None]
         total += counts.total()
         japanese = 20 * counts["kana"] >= counts.total()
         if script == "latin":
-            guess = _guess(sentence) or whole or target
+            guess = _guess_of_prose(sentence) or whole or target
             matching += counts["latin"] if target in (guess, "latin") else 0
         elif script == "kana":
             matching += counts["kana"] + (counts["han"] if japanese else 0)
@@ -102,6 +103,11 @@ def share_in(text: str, target: str) -> float | None:
         else:
             matching += counts[script]
     return matching / total if total else None
+
+
+def _guess_of_prose(found: Iterable[str]) -> str | None:
+    """Guess as ever, but not by single letters: where one reasons with variables "a" and "d" are no French."""
+    return _guess([word for word in found if len(word) > 1])
 
 
 def _without_marks(text: str) -> str:
@@ -123,9 +129,9 @@ def _script(char: str) -> str | None:
     return _NAMES.get(first.partition("-")[0], first.partition("-")[0])
 
 
-def _guess(text: str) -> str | None:
+def _guess(found: list[str]) -> str | None:
     """Return the language whose function words are most frequent: at least two of them, and more than of any other."""
-    counts = Counter(words(text))
+    counts = Counter(found)
     hits = sorted(
         ((sum(counts[word] for word in listed), language) for language, listed in FUNCTION_WORDS.items()), reverse=True
     )

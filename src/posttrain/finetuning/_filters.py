@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..core.errors import ConfigError
-from ..core.protocols import Task
+from ..core.protocols import Task, Verifier
 from ..core.types import Example
 from ..verifiers.build import build_verifier, check_spec
 
-__all__ = ["passed", "read_filter"]
+__all__ = ["Filter", "filters_for", "passed", "read_filter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """A verifier, the least score that passes, and both as they were written."""
+
+    written: str
+    verifier: Verifier
+    threshold: float
 
 
 def read_filter(text: str, where: str) -> tuple[str, float]:
@@ -20,8 +30,7 @@ def read_filter(text: str, where: str) -> tuple[str, float]:
     try:
         threshold = float(least)
     except ValueError:
-        sign = ""
-        threshold = 0.0
+        threshold, sign = 0.0, ""
     spec = spec.strip()
     if spec.startswith("(") and spec.endswith(")"):
         spec = spec[1:-1]
@@ -35,16 +44,22 @@ def read_filter(text: str, where: str) -> tuple[str, float]:
     return spec, threshold
 
 
-def passed(
-    texts: Sequence[str], filters: Sequence[str], *, task: Task, example: Example, where: str
-) -> tuple[list[str], dict[str, int]]:
+def filters_for(written: Sequence[str], task: Task, examples: Sequence[Example], where: str) -> list[Filter]:
+    """Return the filters, ready for replies to these examples."""
+    golds = {example.id: example for example in examples}
+    read = [(each, *read_filter(each, where)) for each in written]
+    return [
+        Filter(written=each, verifier=build_verifier(spec, task=task, golds=golds), threshold=threshold)
+        for each, spec, threshold in read
+    ]
+
+
+def passed(texts: Sequence[str], filters: Sequence[Filter], example: Example) -> tuple[list[str], dict[str, int]]:
     """Return the texts that pass all filters, and how many each filter stopped of those that passed the ones before it."""
     left, stopped = list(texts), {}
     for each in filters:
-        spec, threshold = read_filter(each, where)
-        verifier = build_verifier(spec, task=task, golds={example.id: example})
-        scores = asyncio.run(verifier(example.public(), left)) if left else []
-        kept = [text for text, score in zip(left, scores, strict=True) if score.value >= threshold]
-        stopped[each] = len(left) - len(kept)
+        scores = asyncio.run(each.verifier(example.public(), left)) if left else []
+        kept = [text for text, score in zip(left, scores, strict=True) if score.value >= each.threshold]
+        stopped[each.written] = len(left) - len(kept)
         left = kept
     return left, stopped

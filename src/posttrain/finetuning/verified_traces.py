@@ -12,7 +12,7 @@ from ..core.types import Made, Sampled
 from ..data.asking import asking
 from ..data.replies import Choose, choose, distinct
 from ..verifiers.build import files_of
-from ._filters import passed, read_filter
+from ._filters import filters_for, passed, read_filter
 from ._replies import row
 
 __all__ = ["VerifiedTraces"]
@@ -58,11 +58,12 @@ class VerifiedTraces:
         counts = dict.fromkeys(
             ("questions", "solved", "replies", "cut", "wrong", "repeated", "more_than_wanted", "too_few_to_be_even"), 0
         ) | {f"not {each}": 0 for each in self.filters}
+        filters = filters_for(self.filters, task, [item.example for item in sampled], "verified_traces")
         rows = []
         for item in sampled:
             whole = [i for i, finish in enumerate(item.finishes) if finish == "stop"]
             right = [item.texts[i] for i in whole if item.scores[i] == 1.0]
-            clear, stopped = passed(right, self.filters, task=task, example=item.example, where="verified_traces")
+            clear, stopped = passed(right, filters, item.example)
             traces = distinct(clear)
             counts["questions"] += 1
             counts["solved"] += bool(right)

@@ -18,7 +18,7 @@ __all__ = ["Questions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """Ask each question of a split, unanswered: `{"id", "prompt", "example"}`, with "opening" if the prompt begins the reply.
+    """Ask each question of a split, unanswered: `{"id", "prompt", "example"}`, and "opening" if the prompt begins one.
 
     `example` is what verifiers grade by (`data.examples.example_of` reads it). With an earlier evaluation of the split, only
     questions that it asked and answered right in a share of samples inside [lowest, highest] are kept; each of the others is

@@ -59,9 +59,7 @@ class Function:
             found = found.tolist() if hasattr(found, "tolist") else found
             if not isinstance(found, list | tuple) or len(found) != len(texts):
                 got = f"{len(found)} values" if isinstance(found, list | tuple) else f"{found!r:.60}"
-                raise DataError(
-                    f"{self._where(example)}: gave {got} for {len(texts)} texts: return one number a text"
-                )
+                raise DataError(f"{self._where(example)}: gave {got} for {len(texts)} texts: return one number a text")
         else:
             found = [await self._called(function, seen, text) for text in texts]
         return [Score(value=self._number(value, example)) for value in found]
