@@ -16,6 +16,7 @@ from posttrain.finetuning.mixed import Mixed
 from posttrain.finetuning.scored_responses import ScoredResponses
 from posttrain.finetuning.verified_traces import VerifiedTraces
 from posttrain.finetuning.worked_examples import WorkedExamples
+from posttrain.pipeline.methods import build_maker
 from posttrain.preference.reference_pairs import ReferencePairs
 from posttrain.preference.verified_pairs import VerifiedPairs
 
@@ -184,7 +185,9 @@ def test_every_reply_is_counted_once(texts: list[list[str]], per_question: int, 
         replies(str(i), group, ["length" if j % 5 == 4 else "stop" for j in range(len(group))])
         for i, group in enumerate(texts)
     ]
-    for maker in (VerifiedTraces(per_question=per_question, even=even), Distilled(per_question=per_question, keep="right")):
+    only_a = VerifiedTraces(per_question=per_question, even=even, filters=("rule:regex=A,parses=false,steps=false>=1",))
+    plain = VerifiedTraces(per_question=per_question, even=even)
+    for maker in (plain, only_a, Distilled(per_question=per_question, keep="right")):
         try:
             counts = dict(maker(Task(), prompter, items, seed=0).counts)
         except DataError:
@@ -198,6 +201,58 @@ def test_no_traces_says_why() -> None:
         VerifiedTraces()(Task(), prompter, SAMPLED[1:2], seed=0)
     with pytest.raises(ConfigError, match="per_question = 0 must be at least 1"):
         VerifiedTraces(per_question=0)
+
+
+FILTERED = [
+    replies(
+        "a", ["S<think>a</think>b", "So, a b a b a b", "So", "no", "S<think>a</think>B", "So cut"], ["stop"] * 5 + ["length"]
+    ),
+    replies("b", ["So, a b c d", "So 这是什么呢", "no"]),
+]
+
+
+def test_traces_must_pass_the_filters_in_turn() -> None:
+    filters = ("language:target=en>=0.9", "(repetition:n=2)>=-0.2", "length:max=5>=1")
+    made = VerifiedTraces(filters=filters)(Task(), prompter, FILTERED, seed=0)
+    # a: the second repeats itself, (so a) (a b) (b a) and three more; the last is the first again
+    assert dict(made.counts) == {
+        "questions": 2, "solved": 2, "replies": 9, "cut": 1, "wrong": 2, "repeated": 1, "more_than_wanted": 0,
+        "too_few_to_be_even": 0, f"not {filters[0]}": 1, f"not {filters[1]}": 1, f"not {filters[2]}": 0, "rows": 3,
+    }  # fmt: skip
+    assert [row["id"] for row in made.rows] == ["a", "a", "b"]
+    assert {row["completion"] for row in made.rows} == {"S<think>a</think>b", "So", "So, a b c d"}
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ("format", r"filter 'format': write VERIFIER>=NUMBER"),
+        ("format>=much", "write VERIFIER>=NUMBER"),
+        (">=1", "write VERIFIER>=NUMBER"),
+        ("frmat>=1", "unknown verifier or judge 'frmat'; did you mean 'format'"),
+        ("format:tag=x>=1", "unknown key 'tag'"),
+        ("judge>=0.5", "asks a model, whose cost nobody would count"),
+        ("reward_model:model=x>=0.5", "asks a model"),
+    ],
+)
+def test_wrong_filters_are_said_when_the_maker_is_made(each: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        VerifiedTraces(filters=(each,))
+
+
+def test_no_traces_behind_the_filters_says_which() -> None:
+    with pytest.raises(DataError, match="0 were cut, 3 not format>=1, 1 wrong"):
+        VerifiedTraces(filters=("format>=1",))(Task(), prompter, [replies("a", ["So", "So on", "So it is", "no"])], seed=0)
+
+
+def test_a_function_that_filters_is_a_file_that_decides_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def short(example, text):\n    return float(len(text) < 4)\n")
+    spec = f"verified_traces:filters=[format:opened=true>=0,(function:call={path}:short)>=1]"
+    maker: Any = build_maker(spec)
+    assert maker.files == (str(path),)
+    made = maker(Task(), prompter, [replies("a", ["So", "So long"])], seed=0)
+    assert [row["completion"] for row in made.rows] == ["So"]
 
 
 def test_the_student_can_be_asked_in_another_way() -> None:

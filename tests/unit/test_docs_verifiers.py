@@ -21,7 +21,8 @@ def test_the_table_names_every_verifier() -> None:
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == VERIFIERS
     for name in VERIFIERS:
         (row,) = re.findall(rf"^\| `{name}` \|.*", table, re.MULTILINE)
-        assert ("an oracle" in row) == lookup(name, "posttrain.verifiers", "verifier").oracle
+        oracle = lookup(name, "posttrain.verifiers", "verifier").oracle
+        assert ("an oracle" in row) == (oracle is not False), "a property is for those that are one by a setting"
 
 
 @pytest.mark.parametrize("name", [name for name in VERIFIERS if name not in ("exact", "rule")])

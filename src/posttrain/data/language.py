@@ -6,13 +6,16 @@ a third of the rows are in another language, not for sorting them.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 
 from .words import words
 
-__all__ = ["FUNCTION_WORDS", "script_and_guess"]
+__all__ = ["FUNCTION_WORDS", "LANGUAGES", "language_of", "script_and_guess", "share_in"]
 
 _LISTED = {
     "en": "the of and to in is that it for was with as are this be on not have you what which how a an he she they his her "
@@ -27,7 +30,28 @@ _LISTED = {
     "nl": "de het een en van is niet dat op te zijn met voor er aan ook die wordt bij naar hij ze heeft hoeveel elke als",
 }
 FUNCTION_WORDS = {language: frozenset(listed.split()) for language, listed in _LISTED.items()}
-_NAMES = {"cjk": "han", "hiragana": "kana", "katakana": "kana"}
+LANGUAGES = {  # code -> script; all but those with function words are told by their script alone
+    **dict.fromkeys(FUNCTION_WORDS, "latin"),
+    "zh": "han",
+    "ja": "kana",
+    "ko": "hangul",
+    "ru": "cyrillic",
+    "el": "greek",
+    "ar": "arabic",
+    "he": "hebrew",
+    "hi": "devanagari",
+    "bn": "bengali",
+    "ta": "tamil",
+    "th": "thai",
+}
+_NAMES = {"cjk": "han", "ideographic": "han", "hiragana": "kana", "katakana": "kana"}
+# Code, formulas (no blank before a closing dollar and no digit behind it: "$5 or $6" is prose), commands, tags, addresses.
+_NO_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$(?=\S)[^$\n]*(?<=\S)\$(?!\d)|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+"
+    r"|</?[A-Za-z][\w-]*/?>|https?://\S+",
+    re.DOTALL,
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
 def script_and_guess(text: str) -> str:
@@ -41,8 +65,60 @@ def script_and_guess(text: str) -> str:
     if 20 * scripts["kana"] >= scripts.total():  # written together with Han
         return "kana"
     script = max(sorted(scripts), key=lambda name: scripts[name])
-    guess = _guess(text) if script == "latin" else None
+    guess = _guess(words(text)) if script == "latin" else None
     return script if guess is None else f"{script}: {guess}?"
+
+
+def language_of(text: str) -> str | None:
+    """Return what can be said of a text's language: a guessed code of Latin script, else the script; None: no letters."""
+    script, _, guess = script_and_guess(text).partition(": ")
+    return None if script == "no letters" else guess.rstrip("?") or script
+
+
+def share_in(text: str, target: str) -> float | None:
+    """Return the share of a text's words that are in the target, a code of `LANGUAGES` or a script; None: no words.
+
+    A word counts by its script. Where the target is guessed by function words (English, German, …) a Latin word also has to
+    stand in a sentence that is not guessed to be in another of those languages; a sentence without a guess goes with the
+    text as a whole, and a text without one with the target. Han counts as Japanese in sentences that have kana, and as
+    Chinese in those that have none. Not counted at all: code, formulas between dollar signs or brackets, commands, tags,
+    addresses, words with digits in them, and single letters of the Latin and Greek alphabets (variables).
+    """
+    sentences = [words(_without_marks(sentence)) for sentence in _SENTENCE.split(_NO_PROSE.sub(" ", text))]
+    script = LANGUAGES.get(target, target)
+    whole = _guess_of_prose(chain.from_iterable(sentences))
+    matching = total = 0
+    for sentence in sentences:
+        counts = Counter(map(_script_of_word, sentence))
+        del counts[None]
+        total += counts.total()
+        japanese = 20 * counts["kana"] >= counts.total()
+        if script == "latin":
+            guess = _guess_of_prose(sentence) or whole or target
+            matching += counts["latin"] if target in (guess, "latin") else 0
+        elif script == "kana":
+            matching += counts["kana"] + (counts["han"] if japanese else 0)
+        elif script == "han":
+            matching += 0 if japanese else counts["han"]
+        else:
+            matching += counts[script]
+    return matching / total if total else None
+
+
+def _guess_of_prose(found: Iterable[str]) -> str | None:
+    """Guess as ever, but not by single letters: where one reasons with variables "a" and "d" are no French."""
+    return _guess([word for word in found if len(word) > 1])
+
+
+def _without_marks(text: str) -> str:
+    """Return a text without the marks that do not make one letter with what they stand on: they would cut words in two."""
+    return "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char)[0] != "M")
+
+
+def _script_of_word(word: str) -> str | None:
+    """Return the script of a word of letters alone; None for one that does not count."""
+    script = _script(word[0]) if word.isalpha() else None
+    return None if len(word) == 1 and script in ("latin", "greek") else script
 
 
 @cache
@@ -53,9 +129,9 @@ def _script(char: str) -> str | None:
     return _NAMES.get(first.partition("-")[0], first.partition("-")[0])
 
 
-def _guess(text: str) -> str | None:
+def _guess(found: list[str]) -> str | None:
     """Return the language whose function words are most frequent: at least two of them, and more than of any other."""
-    counts = Counter(words(text))
+    counts = Counter(found)
     hits = sorted(
         ((sum(counts[word] for word in listed), language) for language, listed in FUNCTION_WORDS.items()), reverse=True
     )

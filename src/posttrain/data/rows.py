@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import DataError
+from .examples import example_of
 from .formats import training_rows
+from .turns import read_prompt
 
 __all__ = ["rows_for", "rows_with_scores"]
 
@@ -20,10 +22,15 @@ def rows_for(trainer: Any, rows: Sequence[Mapping[str, Any]], where: str) -> lis
 
 def rows_with_scores(rows: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
     """Return rows as `training_rows` does, but keep `score`, `subset` and a `label` of true or false, and rows with `scores`
-    as they are.
+    as they are, and so the questions of online reinforcement learning.
 
-    Raises `DataError` when only some rows have the lists.
+    Raises `DataError` when only some rows have the lists, or an example.
     """
+    if any("example" in row for row in rows):
+        for number, row in enumerate(rows, start=1):
+            example_of(row, f"{where}, row {number}")
+            read_prompt(row.get("prompt"), f"{where}, row {number}, 'prompt'")
+        return [dict(row) for row in rows]
     lists = [{"responses", "scores"} <= row.keys() for row in rows]
     if all(lists):
         return [dict(row) for row in rows]

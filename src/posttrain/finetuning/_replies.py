@@ -7,18 +7,9 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.protocols import Prompter, Task
-from ..core.specs import build
 from ..core.types import Example
 
-__all__ = ["asking", "row"]
-
-
-def asking(own: str, sampled_with: Prompter) -> Prompter:
-    """Return the prompter that training rows ask with: one of their own, or the one the replies were sampled with."""
-    if not own:
-        return sampled_with
-    prompter: Prompter = build(own, "posttrain.prompting", "prompt")
-    return prompter
+__all__ = ["row"]
 
 
 def row(task: Task, example: Example, text: str, *, ask: Prompter, sampled_with: Prompter, seed: int) -> Mapping[str, Any]:

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
 from ..core.types import Made, Sampled
+from ..data.asking import asking
 from ..data.replies import distinct
-from ._replies import asking, row
+from ._replies import row
 
 __all__ = ["ScoredResponses"]
 

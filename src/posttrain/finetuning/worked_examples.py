@@ -10,7 +10,7 @@ from ..core.errors import DataError
 from ..core.protocols import Prompter, Task
 from ..core.seeds import rng
 from ..core.types import Made, Sampled
-from ._replies import asking
+from ..data.asking import asking
 
 __all__ = ["WorkedExamples"]
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from ..core.files import file_hash
 from ..core.protocols import Engine, Strategy, Task, Verifier
 from ..core.specs import parse
 from ..core.types import Answer, Example
-from ..verifiers.build import build_verifier, local_engine
+from ..verifiers.build import build_verifier, files_of, local_engine
 from .naming import STAGE, placed
 from .opening import open_engine, static_fingerprint
 from .recipe import EvalStage
@@ -30,7 +31,7 @@ def verifiers_for(
 
 
 def scorers(strategy: Strategy) -> dict[str, str]:
-    """Return what decides the scores of the verifiers that bring a model of their own: its fingerprint, by spec.
+    """Return what decides the scores of verifiers beside their settings: fingerprints of models and Python files, by spec.
 
     An earlier stage's model is known by that stage's key instead.
     """
@@ -38,12 +39,13 @@ def scorers(strategy: Strategy) -> dict[str, str]:
 
 
 def fingerprints(specs: Sequence[str]) -> dict[str, str]:
-    """Return the fingerprints of the models that verifiers and judges bring along, by spec; see `scorers`."""
+    """Return the fingerprints of the models and Python files that verifiers and judges bring, by spec; see `scorers`."""
     found = {}
     for spec in specs:
         params = parse(spec).params
         models = [str(model) for model in (params.get("model"), *(params.get("models") or ())) if model is not None]
-        if known := [static_fingerprint(model) for model in models if not model.startswith(STAGE)]:
+        known = [static_fingerprint(model) for model in models if not model.startswith(STAGE)]
+        if known := known + [file_hash(file) for file in files_of(spec)]:
             found[spec] = ",".join(known)
     return found
 

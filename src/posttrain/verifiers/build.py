@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,8 +16,9 @@ from ..core.protocols import Engine, Judge, Task, Verifier
 from ..core.specs import Spec, available, format_spec, lookup, parse
 from ..core.types import Example
 from ._loaded import local_engine
+from .function import file_of
 
-__all__ = ["build_judge", "build_verifier", "check_spec", "compares", "local_engine"]
+__all__ = ["build_judge", "build_verifier", "check_spec", "compares", "files_of", "local_engine"]
 
 Meter = Callable[[Engine, str], Engine]
 Opener = Callable[[str], Engine]
@@ -83,6 +85,15 @@ def compares(spec: str | Mapping[str, Any] | Spec) -> bool:
     return parse(spec).name in _JUDGES
 
 
+def files_of(spec: str | Mapping[str, Any] | Spec) -> list[Path]:
+    """Return the Python files whose content decides a verifier's scores: its own class's, or its function's."""
+    parsed = parse(spec)
+    if parsed.name == "function":
+        return [file_of(str(parsed.params.get("call", "")))]
+    path = Path(parsed.name.partition("@")[2])
+    return [path] if path.is_file() else []
+
+
 def check_spec(spec: str | Mapping[str, Any] | Spec) -> type[Any]:
     """Return the class of the verifier or judge that a spec names; raises `ConfigError` for a wrong name or setting."""
     parsed = parse(spec)
@@ -109,12 +120,12 @@ def _build(
     if "@" not in parsed.name and parsed.name not in names:
         raise ConfigError(f"unknown {kind} '{parsed.name}'{did_you_mean(parsed.name, names)}")
     cls = lookup(parsed.name, __package__ or "", kind)
-    fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    values = _settings(cls, parsed.params, fields - _GIVEN, where)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    values = _settings(cls, parsed.params, fields.keys() - _GIVEN, where)
     if "task" in fields:
         values["task"] = task
     if "golds" in fields:
-        if golds is None:
+        if golds is None and fields["golds"].default is dataclasses.MISSING:
             raise ConfigError(f"{where} needs gold answers, and none is given here")
         values["golds"] = golds
     if "parts" in fields:  # each is metered by itself
