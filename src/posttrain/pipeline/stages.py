@@ -15,6 +15,7 @@ from ..core.files import file_hash, read_json
 from ..core.specs import Spec, format_spec, instantiate, parse
 from ..core.types import Checkpoint, Cost, Usage
 from ..engines.purse import Allowance
+from ..verifiers.build import weighted
 from .alignment import REFERENCES, JudgeStage
 from .done import Done
 from .evaluate import Evaluation, evaluate
@@ -106,7 +107,7 @@ class Workshop:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
         if stage.train is not None:
             facts |= files_of(build_trainer(stage.train.method))
-            if models := fingerprints(stage.train.rewards or ()):
+            if models := fingerprints([weighted(spec)[1] for spec in stage.train.rewards or ()]):
                 facts["scorers"] = models
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from ..core.seeds import rng
 from ..core.types import Cost, Example, Prompt, Sampling
-from ..data.asked_rows import example_of
 from ..data.chat import render_prompt
+from ..data.examples import example_of
 from ..engines.local.replies import drawn
 from ..losses.kl import Estimator
 from ..tasks.registry import load_task
@@ -22,7 +22,8 @@ from ..training.rollouts import Policy, Rollout
 from ..training.rows import fits
 from ..training.session import Session
 from ..training.settings import TrainerSettings
-from ._rewards import Rewarded, Rewards, identified, weighted
+from ..verifiers.build import weighted
+from ._rewards import Rewarded, Rewards, identified
 
 __all__ = ["Batch", "OnlineSettings", "Question", "Sampler", "check_online", "identity", "questions_of"]
 
@@ -104,12 +105,23 @@ def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Questio
             raise DataError(f"{where}: no 'prompt'; the maker `questions` makes such rows, found {', '.join(sorted(row))}")
         prompt = Prompt(messages=tuple(messages_of(row["prompt"], where)), opening=str(row.get("opening") or ""))
         tokens = len(render_prompt(tokenizer, prompt.messages, opening=prompt.opening))
-        asked = Question(row=i, prompt=prompt, example=replace(example_of(row, where), id=str(i)), tokens=tokens)
+        asked = Question(row=i, prompt=prompt, example=replace(_example(row, where), id=str(i)), tokens=tokens)
         if fits(tokens + method.rollout_tokens, limit, too_long=method.too_long, where=f"{where} with its rollout_tokens"):
             found.append(asked)
     if not found:
         raise DataError("there is nothing to train on: no question is left")
     return found, len(session.rows) - len(found)
+
+
+def _example(row: Mapping[str, Any], where: str) -> Example:
+    """Return a row's example; one without has its prompt as the question, and its `answer` if there is one."""
+    if "example" in row:
+        return example_of(row, where)
+    asked, answer = row["prompt"], row.get("answer")
+    return Example(
+        id=where, question=asked if isinstance(asked, str) else "", answer=None if answer is None else str(answer),
+        messages=() if isinstance(asked, str) else tuple(messages_of(asked, where)),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

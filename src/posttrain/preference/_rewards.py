@@ -6,8 +6,6 @@ R(x, y) = Σ_k w_k v_k(x, y)
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,17 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, TrainingError
+from ..core.files import file_hash
 from ..core.protocols import Engine, Task, Verifier
 from ..core.specs import Spec, format_spec, parse
 from ..core.types import Cost, Example
 from ..engines.meter import Account, Metered
 from ..models.load import fingerprint_of
 from ..training.processes import rank_and_world
-from ..verifiers.build import build_verifier, check_spec, compares
+from ..verifiers.build import build_verifier, compares, files_of, weighted
 
-__all__ = ["Rewarded", "Rewards", "identified", "weighted"]
-
-_WEIGHT = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)$", re.DOTALL)
+__all__ = ["Rewarded", "Rewards", "identified"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,18 +105,8 @@ class Rewards:
         return list(await asyncio.gather(*(of(e, t) for e, t in zip(examples, texts, strict=True))))
 
 
-def weighted(text: str) -> tuple[float, str]:
-    """Read `weight*spec`. Raises `ConfigError` for a wrong verifier or setting, or a weight of 0."""
-    found = _WEIGHT.match(text)
-    weight, spec = (float(found[1]), found[2].strip()) if found else (1.0, text.strip())
-    if not math.isfinite(weight) or weight == 0:
-        raise ConfigError(f"rewards: '{text}': a weight must be a number other than 0; leave out what is not to count")
-    check_spec(spec)
-    return weight, spec
-
-
 def identified(specs: Sequence[str]) -> tuple[str, ...]:
-    """Return the specs with what their models are in place of where they lie: what decides a run's result."""
+    """Return the specs with what their models and Python files are: what decides a run's result, wherever it lies."""
 
     def known(spec: Spec) -> Spec:
         changed = {
@@ -130,7 +117,10 @@ def identified(specs: Sequence[str]) -> tuple[str, ...]:
             changed["models"] = [fingerprint_of(str(model)) for model in models]
         return Spec(spec.name, changed)
 
-    return tuple(f"{weight}*{format_spec(known(parse(spec)))}" for weight, spec in map(weighted, specs))
+    return tuple(
+        f"{weight}*{format_spec(known(parse(spec)))}" + "".join(f" {file_hash(file)}" for file in files_of(spec))
+        for weight, spec in map(weighted, specs)
+    )
 
 
 def _is_service(model: str) -> bool:

@@ -147,8 +147,8 @@ class ReasoningGym:
         if entry is None:
             if "metadata" not in example.gold:
                 raise DataError(
-                    f"{self.name}: example '{example.id}' has no metadata, which its scorer needs: the maker `questions` writes "
-                    "rows that keep it"
+                    f"{self.name}: example '{example.id}' has no metadata, which its scorer needs: the maker "
+                    "`questions` writes rows that keep it"
                 )
             entry = {"question": example.question, "answer": example.answer, "metadata": example.gold["metadata"]}
         if self._score(_NONSENSE, entry) >= 1.0:  # some scorers take whatever does not say "True" for "False"

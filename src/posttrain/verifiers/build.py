@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +20,12 @@ from ..core.types import Example
 from ._loaded import local_engine
 from .function import file_of
 
-__all__ = ["build_judge", "build_verifier", "check_spec", "compares", "files_of", "local_engine"]
+__all__ = ["build_judge", "build_verifier", "check_spec", "compares", "files_of", "local_engine", "weighted"]
 
 Meter = Callable[[Engine, str], Engine]
 Opener = Callable[[str], Engine]
 _GIVEN = {"task", "engine", "golds", "parts"}  # fields that are no settings
+_WEIGHT = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)$", re.DOTALL)
 _JUDGES = {"pairwise"}  # these compare two texts, and do not score one
 
 
@@ -104,6 +107,16 @@ def check_spec(spec: str | Mapping[str, Any] | Spec) -> type[Any]:
     cls = lookup(parsed.name, __package__ or "", "verifier")
     _settings(cls, parsed.params, {f.name for f in dataclasses.fields(cls) if f.init} - _GIVEN, where)
     return cls
+
+
+def weighted(text: str) -> tuple[float, str]:
+    """Read `weight*spec`. Raises `ConfigError` for a wrong verifier or setting, or a weight of 0."""
+    found = _WEIGHT.match(text)
+    weight, spec = (float(found[1]), found[2].strip()) if found else (1.0, text.strip())
+    if not math.isfinite(weight) or weight == 0:
+        raise ConfigError(f"rewards: '{text}': a weight must be a number other than 0; leave out what is not to count")
+    check_spec(spec)
+    return weight, spec
 
 
 def _build(
