@@ -118,11 +118,11 @@ def test_the_reward_rises(start, tmp_path):
 VARIANTS = {
     "grpo": {},
     "updates_with_kl": {"minibatches": 2, "iterations": 2, "kl": 0.1, "batch_size": 4},
-    "kl_in_reward": {"kl": 0.05, "kl_in": "reward", "kl_estimator": "k1", "baseline": "none", "scale": "batch"},
+    "kl_in_reward": {"kl": 0.05, "kl_in": "reward", "kl_estimator": "k1", "baseline": "zero", "scale": "batch"},
     "gspo_resample": {"ratio": "sequence", "iterations": 2, "clip_low": 3e-4, "clip_high": 4e-4, "resample": 2},
     "cispo_cut": {"surrogate": "cispo", "drop_cut": True, "overlong": 3, "reduction": "token", "truncate": 2.0},
     "rloo_lora": {
-        "surrogate": "reinforce", "baseline": "leave_one_out", "scale": "none", "reduction": "sum", "adapter": "lora",
+        "surrogate": "reinforce", "baseline": "leave_one_out", "scale": "one", "reduction": "sum", "adapter": "lora",
         "rank": 4, "kl": 0.1, "kl_estimator": "k2",
     },
 }  # fmt: skip

@@ -27,19 +27,19 @@ def test_advantages_by_hand():
     group = group_advantages(rewards)
     torch.testing.assert_close(group[0], tensor(0, -1, -1, 2) / (std + EPSILON))
     assert group[1].tolist() == [0.0] * 4
-    assert group_advantages(rewards, scale="none")[0].tolist() == [0, -1, -1, 2]
-    others = group_advantages(rewards, baseline="leave_one_out", scale="none")[0]
+    assert group_advantages(rewards, scale="one")[0].tolist() == [0, -1, -1, 2]
+    others = group_advantages(rewards, baseline="leave_one_out", scale="one")[0]
     torch.testing.assert_close(others, tensor(1 - 3 / 3, 0 - 4 / 3, 0 - 4 / 3, 3 - 1 / 3))
     flat = rewards.flatten()
-    whole = group_advantages(rewards, baseline="none", scale="batch").flatten()
+    whole = group_advantages(rewards, baseline="zero", scale="batch").flatten()
     torch.testing.assert_close(whole, (flat - flat.mean()) / (flat.std() + EPSILON))
-    assert group_advantages(rewards, baseline="none", scale="none").equal(rewards)
+    assert group_advantages(rewards, baseline="zero", scale="one").equal(rewards)
 
 
 def test_equal_rewards_have_no_advantage_whatever_rounding_does():
     rewards = torch.full((1, 3), 0.1, dtype=D) * 3
     for baseline in ("mean", "leave_one_out"):
-        for scale in ("group", "none"):
+        for scale in ("group", "one"):
             assert group_advantages(rewards, baseline=baseline, scale=scale).tolist() == [[0.0] * 3]
     assert group_advantages(rewards, baseline="mean", scale="batch").tolist() == [[0.0] * 3]
 
@@ -47,7 +47,7 @@ def test_equal_rewards_have_no_advantage_whatever_rounding_does():
 def test_a_group_of_one_has_nothing_to_be_compared_with():
     with pytest.raises(ValueError, match="take 2 or more samples"):
         group_advantages(tensor([1.0]))
-    assert group_advantages(tensor([1.0], [3.0]), baseline="none", scale="none").tolist() == [[1.0], [3.0]]
+    assert group_advantages(tensor([1.0], [3.0]), baseline="zero", scale="one").tolist() == [[1.0], [3.0]]
     with pytest.raises(ValueError, match=r"\[prompts, samples\]"):
         group_advantages(tensor(1.0, 2.0))
 
@@ -192,11 +192,11 @@ def bandit(members, off_policy=False):
 @pytest.mark.parametrize("reduction", ["sequence", "token", "sum"])
 def test_the_mean_gradient_on_a_bandit_is_the_exact_policy_gradient(kind, reduction):
     """Of one-token samples all reductions are the same. A group's own mean takes (K − 1) / K of the gradient."""
-    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "leave_one_out", "scale": "none"})
+    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "leave_one_out", "scale": "one"})
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-14)
-    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "mean", "scale": "none"})
+    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "mean", "scale": "one"})
     torch.testing.assert_close(found, exact * 2 / 3, rtol=1e-10, atol=1e-14)
-    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "none", "scale": "none"})
+    found, exact = bandit({"kind": kind, "reduction": reduction, "baseline": "zero", "scale": "one"})
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-14)
 
 
@@ -208,7 +208,7 @@ def test_dividing_by_the_groups_deviation_changes_the_direction():
 
 
 def test_ratios_correct_for_an_older_policy():
-    found, exact = bandit({"baseline": "none", "scale": "none"}, off_policy=True)  # near enough that nothing is clipped
+    found, exact = bandit({"baseline": "zero", "scale": "one"}, off_policy=True)  # near enough that nothing is clipped
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-14)
-    wrong, _ = bandit({"kind": "reinforce", "baseline": "none", "scale": "none"}, off_policy=True)
+    wrong, _ = bandit({"kind": "reinforce", "baseline": "zero", "scale": "one"}, off_policy=True)
     assert not torch.allclose(wrong, exact, rtol=1e-3)

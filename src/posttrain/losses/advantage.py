@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = ["Baseline", "Scale", "group_advantages"]
 
-Baseline = Literal["mean", "leave_one_out", "none"]
-Scale = Literal["group", "batch", "none"]
+Baseline = Literal["mean", "leave_one_out", "zero"]
+Scale = Literal["group", "batch", "one"]
 EPSILON = 1e-6  # of a standard deviation; a group of equal rewards has advantages of exactly 0
 
 
@@ -30,7 +30,7 @@ def group_advantages(rewards_PK: Tensor, *, baseline: Baseline = "mean", scale: 
     if rewards_PK.ndim != 2:
         raise ValueError(f"rewards must be [prompts, samples], got {tuple(rewards_PK.shape)}")
     samples = rewards_PK.shape[1]
-    if samples < 2 and (baseline != "none" or scale == "group"):
+    if samples < 2 and (baseline != "zero" or scale == "group"):
         raise ValueError(f"a group of {samples} sample has nothing to be compared with: take 2 or more samples a prompt")
     rewards_PK = rewards_PK.detach().double()
     mean_P1 = rewards_PK.mean(1, keepdim=True)
@@ -39,7 +39,7 @@ def group_advantages(rewards_PK: Tensor, *, baseline: Baseline = "mean", scale: 
         found = rewards_PK - mean_P1
     elif baseline == "leave_one_out":  # R_i − mean of the others = (R_i − mean of all) · K / (K − 1)
         found = (rewards_PK - mean_P1) * samples / (samples - 1)
-    if baseline != "none":  # what rounding leaves of equal rewards is no advantage
+    if baseline != "zero":  # what rounding leaves of equal rewards is no advantage
         found = found.masked_fill((rewards_PK == rewards_PK[:, :1]).all(1, keepdim=True), 0.0)
     if scale == "group":
         return found / (rewards_PK.std(1, keepdim=True) + EPSILON)

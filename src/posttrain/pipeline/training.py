@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ConfigError
 from ..core.files import file_hash
 from ..core.protocols import Trainer
+from ..verifiers.build import weighted
 from .methods import build_trainer
 from .naming import placed
 from .opening import static_fingerprint
@@ -62,6 +63,8 @@ def _online(config: TrainStage, trainer: Any, folders: Mapping[str, Path] | None
     if config.rewards is not None:
         if trainer.rewards != type(trainer)().rewards:
             raise ConfigError(f"'{config.method}': both the method and its stage have rewards: leave one of them out")
+        for spec in config.rewards:
+            weighted(spec)  # mistakes first
         rewards = [placed(spec, folders) for spec in config.rewards] if folders is not None else config.rewards
         trainer = replace(trainer, rewards=tuple(rewards))
     return trainer

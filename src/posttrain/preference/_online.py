@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
+from ..core.protocols import Task
 from ..core.seeds import rng
 from ..core.types import Cost, Example, Prompt, Sampling
 from ..data.chat import render_prompt
@@ -93,6 +94,7 @@ class Question:
     prompt: Prompt
     example: Example
     tokens: int
+    only: tuple[str, ...] = ()  # the rewards that score it; none: all of them
 
 
 def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Question], int]:
@@ -105,7 +107,8 @@ def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Questio
             raise DataError(f"{where}: no 'prompt'; the maker `questions` makes such rows, found {', '.join(sorted(row))}")
         prompt = Prompt(messages=tuple(messages_of(row["prompt"], where)), opening=str(row.get("opening") or ""))
         tokens = len(render_prompt(tokenizer, prompt.messages, opening=prompt.opening))
-        asked = Question(row=i, prompt=prompt, example=replace(_example(row, where), id=str(i)), tokens=tokens)
+        example = replace(_example(row, where), id=str(i), messages=prompt.messages)  # what verifiers see is what was asked
+        asked = Question(row=i, prompt=prompt, example=example, tokens=tokens, only=tuple(row.get("rewards") or ()))
         if fits(tokens + method.rollout_tokens, limit, too_long=method.too_long, where=f"{where} with its rollout_tokens"):
             found.append(asked)
     if not found:
@@ -157,7 +160,7 @@ class Batch:
         distinct = [len({r.completion.text for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
         told = {
             "reward": float(self.rewards_PK.mean()),
-            **{f"reward_{name}": float(values.mean()) for name, values in self.given.items()},
+            **{f"reward_{name}": float(v.nanmean()) for name, v in self.given.items() if not bool(v.isnan().all())},
             "reward_std": float(self.rewards_PK.std(1).mean()) if self.rewards_PK.shape[1] > 1 else 0.0,
             "zero_variance": float((self.rewards_PK == self.rewards_PK[:, :1]).all(1).double().mean()),
             "distinct": sum(distinct) / len(distinct),
@@ -186,9 +189,10 @@ class Sampler:
             draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=session.seed,
             sampling=Sampling(temperature=method.rollout_temperature, max_tokens=method.rollout_tokens),
         )  # fmt: skip
-        return cls(
-            method=method, policy=policy, rewards=Rewards.open(method.rewards, task=task, golds=golds), samples=samples
-        )
+        rewards = Rewards.open(method.rewards, task=cast(Task, _AsAsked(task)), golds=golds)
+        for question in questions:
+            rewards.check(question.only, session.where(question.row))
+        return cls(method=method, policy=policy, rewards=rewards, samples=samples)
 
     def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
         """Return the samples of a step and what they are worth; a further `attempt` of the step draws others."""
@@ -196,7 +200,7 @@ class Sampler:
         rollouts, cost = policy.rollouts([question.prompt for question in questions], step=step, samples=self.samples)
         worth: Rewarded = self.rewards(
             [question.example for question in questions], [[r.completion.text for r in each] for each in rollouts],
-            [question.row for question in questions],
+            [question.row for question in questions], [question.only for question in questions],
         )  # fmt: skip
         rewards_PK = worth.total_PK
         if self.method.overlong:
@@ -207,6 +211,18 @@ class Sampler:
         return Batch(
             questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=worth.values, cost=cost + worth.cost
         )
+
+
+class _AsAsked:
+    """A task whose examples are conversations as they were asked: no instruction is to be added to these."""
+
+    instruction = ""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
 
 
 def overlong_punishment(tokens: Tensor, *, limit: int, zone: int) -> Tensor:

@@ -6,6 +6,7 @@ R(x, y) = Σ_k w_k v_k(x, y)
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.errors import ConfigError, TrainingError
+from ..core.errors import ConfigError, DataError, TrainingError, did_you_mean
 from ..core.files import file_hash
 from ..core.protocols import Engine, Task, Verifier
 from ..core.specs import Spec, format_spec, parse
@@ -64,15 +65,20 @@ class Rewards:
             raise ConfigError("rewards: none is given: name at least one verifier, as in rewards=[exact]")
         return cls(verifiers=found, account=account)
 
-    def __call__(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], rows: Sequence[int]) -> Rewarded:
+    def __call__(
+        self, examples: Sequence[Example], texts: Sequence[Sequence[str]], rows: Sequence[int],
+        only: Sequence[tuple[str, ...]],
+    ) -> Rewarded:  # fmt: skip
         """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
 
+        `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing.
         Several processes ask for a share each, and all have all of them in the end.
         """
         rank, world = rank_and_world()
         before = self.account.total
         with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
-            own = thread.submit(asyncio.run, self._ask(examples[rank::world], texts[rank::world])).result()
+            asked = self._ask(examples[rank::world], texts[rank::world], only[rank::world])
+            own = thread.submit(asyncio.run, asked).result()
         found, spent = own, _less(self.account.total, before)
         if world > 1:
             shares: list[Any] = [None] * world
@@ -84,25 +90,37 @@ class Rewards:
         values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
         for (name, _, _), values_PK in zip(self.verifiers, values, strict=True):
             bad = (~values_PK.isfinite()).any(1).nonzero().flatten().tolist()
+            bad = [p for p in bad if not only[p] or name in only[p]]
             if bad:
                 raise TrainingError(
                     f"reward '{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
                 )
-        total_PK = sum(weight * v for (_, weight, _), v in zip(self.verifiers, values, strict=True))
+        total_PK = sum(weight * v.nan_to_num(0.0) for (_, weight, _), v in zip(self.verifiers, values, strict=True))
         assert isinstance(total_PK, Tensor)
         named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
         return Rewarded(total_PK=total_PK, values=named, cost=spent)
 
-    async def _ask(self, examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+    async def _ask(
+        self, examples: Sequence[Example], texts: Sequence[Sequence[str]], only: Sequence[tuple[str, ...]]
+    ) -> list[list[list[float]]]:
         """Return values by example, verifier and text."""
 
-        async def one(verifier: Verifier, example: Example, replies: Sequence[str]) -> list[float]:
-            return [score.value for score in await verifier(example.public(), replies)]
+        async def one(name: str, verifier: Verifier, at: int) -> list[float]:
+            if only[at] and name not in only[at]:
+                return [math.nan] * len(texts[at])
+            return [score.value for score in await verifier(examples[at].public(), texts[at])]
 
-        async def of(example: Example, replies: Sequence[str]) -> list[list[float]]:
-            return list(await asyncio.gather(*(one(v, example, replies) for _, _, v in self.verifiers)))
+        async def of(at: int) -> list[list[float]]:
+            return list(await asyncio.gather(*(one(name, verifier, at) for name, _, verifier in self.verifiers)))
 
-        return list(await asyncio.gather(*(of(e, t) for e, t in zip(examples, texts, strict=True))))
+        return list(await asyncio.gather(*(of(at) for at in range(len(examples)))))
+
+    def check(self, only: Sequence[str], where: str) -> None:
+        """Raise `DataError` unless every name is one of these rewards."""
+        names = [name for name, _, _ in self.verifiers]
+        for name in only:
+            if name not in names:
+                raise DataError(f"{where}: '{name}' is none of the rewards {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def identified(specs: Sequence[str]) -> tuple[str, ...]:

@@ -61,14 +61,14 @@ class Grpo(OnlineSettings):
     cost: ClassVar[str] = "sampling `group` replies a prompt and 3 forward passes per token of those that differ in reward"
     fails: ClassVar[str] = "all samples of a prompt right or all wrong: no gradient; a reward with a gap: it is found"
     known_as: ClassVar[Mapping[str, str]] = {
-        "dr_grpo": "grpo:scale=none,reduction=constant",
-        "drgrpo": "grpo:scale=none,reduction=constant",
+        "dr_grpo": "grpo:scale=one,reduction=constant",
+        "drgrpo": "grpo:scale=one,reduction=constant",
         "dapo": "grpo:clip_high=0.28,reduction=token,resample=3,overlong=64",
         "gspo": "grpo:ratio=sequence,clip_low=0.0003,clip_high=0.0004",
         "cispo": "grpo:surrogate=cispo,clip_high=4,reduction=token",
-        "rloo": "grpo:baseline=leave_one_out,scale=none,surrogate=reinforce,reduction=sum",
-        "reinforce": "grpo:baseline=none,scale=none,surrogate=reinforce,reduction=sum",
-        "reinforce_pp": "grpo:baseline=none,scale=batch,reduction=token,kl=0.001,kl_in=reward",
+        "rloo": "grpo:baseline=leave_one_out,scale=one,surrogate=reinforce,reduction=sum",
+        "reinforce": "grpo:baseline=zero,scale=one,surrogate=reinforce,reduction=sum",
+        "reinforce_pp": "grpo:baseline=zero,scale=batch,reduction=token,kl=0.001,kl_in=reward",
     }
 
     group: int = 8  # samples of each prompt
@@ -106,7 +106,7 @@ class Grpo(OnlineSettings):
 
     def _check_settings(self) -> None:
         check_online(self, "grpo")
-        if self.group < 2 and (self.baseline != "none" or self.scale == "group"):
+        if self.group < 2 and (self.baseline != "zero" or self.scale == "group"):
             raise ConfigError(
                 f"grpo: group = {self.group}: samples of a prompt are compared with each other: draw 2 or more"
             )

@@ -22,7 +22,8 @@ class Questions:
 
     `example` is what verifiers grade by (`data.examples.example_of` reads it). With an earlier evaluation of the split, only
     questions that it asked and answered right in a share of samples inside [lowest, highest] are kept; each of the others is
-    counted. `n` of what is left are drawn by the seed without replacement; 0 takes all, in order.
+    counted. `n` of what is left are drawn by the seed without replacement; 0 takes all, in order. Of several kinds of
+    question in one training, `rewards` says which of its rewards score these.
     """
 
     version: ClassVar[str] = "1"
@@ -37,6 +38,7 @@ class Questions:
     prompt: str = ""  # default: as the evaluation asks
     lowest: float = 0.0
     highest: float = 1.0
+    rewards: tuple[str, ...] = ()  # names of the only rewards that score these; none: all of them do
 
     def __post_init__(self) -> None:
         if self.n < 0:
@@ -95,4 +97,6 @@ class Questions:
         if prompt.cue is not None:
             raise ConfigError("questions: its prompt asks in two stages, and one reply is trained: take another prompt")
         row = {"id": example.id, "prompt": [message.to_dict() for message in prompt.messages]}
-        return row | ({"opening": prompt.begun} if prompt.begun else {}) | {"example": example_row(example)}
+        row |= {"opening": prompt.begun} if prompt.begun else {}
+        row |= {"rewards": list(self.rewards)} if self.rewards else {}
+        return row | {"example": example_row(example)}
