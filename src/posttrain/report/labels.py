@@ -35,7 +35,7 @@ def place_labels(
     `colours` those of text, line and paper. When no place is free the one with the least overlap is taken.
     """
     figure = axes.figure
-    figure.canvas.draw()  # the layout engine decides the size of the axes now
+    figure.draw_without_rendering()  # the layout engine decides the size of the axes now
     pixels = figure.dpi / 72
     frame = axes.get_window_extent()
     at = [tuple(axes.transData.transform(spot)) for spot in spots]
