@@ -31,7 +31,7 @@ class Command:
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
         self.arguments = arguments
-        self._streams = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
+        self._streams = [tempfile.TemporaryFile() for _ in ("out", "error")]  # noqa: SIM115
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of forks beside threads, as pytest-xdist's
             self.pid = os.fork()

@@ -81,7 +81,7 @@ def two_processes(work: Callable[[], object], meeting: Path) -> list[int]:
 
 
 def spread(first: Iterable, second: Iterable, *, turned: bool = False) -> list:
-    """Pairs of both as parameters of a test: every second one in `make test`, the others (`turned`: those) by `make test-all`.
+    """Pairs of both as parameters of a test: every second one in `make test` (`turned`: the others), all in `make test-all`.
 
     So each value of either meets some of the other's; two tests that are turned against each other meet all pairs.
     """

@@ -34,7 +34,8 @@ def place_labels(
     `spans` are the ends of the upright intervals through the spots, `lines` the corners of a path to keep clear of,
     `colours` those of text, line and paper. When no place is free the one with the least overlap is taken.
     """
-    figure = axes.figure
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     figure.draw_without_rendering()  # the layout engine decides the size of the axes now
     pixels = figure.dpi / 72
     frame = axes.get_window_extent()
