@@ -1,24 +1,15 @@
 """`posttrain eval` as a user meets it: one object, one sentence for each mistake, and a kill that loses nothing."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Command, posttrain
 
 TASK = "reasoning_gym/chain_sum:min_terms=2,max_terms=3"
-
-
-def posttrain(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from posttrain.cli.main import main; main()", *arguments]
 
 
 def test_prints_one_object(tmp_path: Path) -> None:
@@ -34,7 +25,8 @@ def test_prints_one_object(tmp_path: Path) -> None:
         "20",
         "--json",
     )
-    done = posttrain(*arguments, cwd=tmp_path)
+    alone = [sys.executable, "-m", "posttrain", *arguments]  # the others are in forked processes
+    done = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
@@ -84,14 +76,11 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     arguments += ["--limit", "800", "--seed", "5", "--json"]
     whole = json.loads(posttrain(*arguments, "--out", "whole", cwd=tmp_path).stdout)
     cut = tmp_path / "cut" / "ledger.jsonl"
-    process = subprocess.Popen(
-        command(*arguments, "--out", "cut"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = Command(*arguments, "--out", "cut", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (cut.is_file() and cut.stat().st_size):
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     finished = cut.read_text().count("\n")
     assert 0 < finished < 800
     resumed = json.loads(posttrain(*arguments, "--out", "cut", cwd=tmp_path).stdout)

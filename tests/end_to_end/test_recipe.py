@@ -1,16 +1,15 @@
 """A whole recipe on a tiny model: every kind of stage, the report, skipping, resuming after kill -9, changing a setting."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_models
 import yaml
+from forked import Command, posttrain
 
 RECIPE = {
     "name": "tiny",
@@ -43,6 +42,11 @@ def write_recipe(folder: Path, change: dict[str, object] | None = None) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def figures_are_drawn_and_not_saved() -> None:
+    """Not here: these are a user's own."""
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
@@ -55,15 +59,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(out: str) -> list[str]:
-    return [sys.executable, "-c", "from posttrain.cli.main import main; main()", "run", "recipe.yaml", "--out", out]
-
-
 def run(folder: Path, out: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(out), cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=environment
-    )
+    return posttrain("run", "recipe.yaml", "--out", out, cwd=folder)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -106,18 +103,14 @@ def test_run_again_skips_everything(workplace: Path) -> None:
 @pytest.mark.parametrize("stage", ["03-sft/metrics.jsonl", pytest.param("04-sft-vote/ledger.jsonl", marks=pytest.mark.slow)])
 def test_killed_and_run_again_equals_uninterrupted(workplace: Path, stage: str) -> None:
     out = workplace / f"cut-{stage[:2]}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     watched = out / stage
     for _ in range(5):  # on a busy machine the stage may be over before it is seen to have begun
         shutil.rmtree(out, ignore_errors=True)
-        process = subprocess.Popen(
-            command(out.name), cwd=workplace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = Command("run", "recipe.yaml", "--out", out.name, cwd=workplace)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None and not (watched.is_file() and watched.stat().st_size):
+        while time.monotonic() < deadline and process.running() and not (watched.is_file() and watched.stat().st_size):
             time.sleep(0.002)
         process.kill()
-        process.wait()
         if not (watched.parent / "DONE.json").exists():
             break
     assert watched.is_file()

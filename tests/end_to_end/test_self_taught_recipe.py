@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(place: Path, **more: Any) -> Recipe:
-    start = "sft:batch_size=4,epochs=30,lr=1e-2,save_every=0,dtype=float32"
+    start = "sft:batch_size=8,epochs=30,lr=2e-2,save_every=0,dtype=float32"
     changes = {
         "model": str(place / "model"), "task": str(place / "task.yaml"), "examples": {}, "dtype": "float32",
         "stages.tuned-0.train.method": start,

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import demonstrations, folder, llama, preferences
-from training_runs import metrics
+from training_runs import metrics, spread
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from posttrain.core.errors import ConfigError, ModelError
@@ -78,8 +78,7 @@ def logp(model, tokenizer, prompt, completion):
     return sum(float(table[i - 1, encoded.ids[i]]) for i in range(len(encoded.ids)) if encoded.mask[i])
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("kind", "name"), spread(SETTINGS, METHODS))
 def test_what_is_left_behind_says_what_was_trained_and_the_engine_says_it_too(kind, name, start, tmp_path, monkeypatch):
     seen = []
     update = Learner.update
@@ -149,8 +148,7 @@ def test_all_weights_are_a_share_of_one(start, tmp_path):
     assert told["share"] == 1.0
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("kind", "name"), spread(SETTINGS, METHODS, turned=True))
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(kind, name, start, tmp_path, monkeypatch):
     method, data = of(kind, name)
     expected = method(start, data, tmp_path / "whole", seed=3)

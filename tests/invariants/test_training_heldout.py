@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import demonstrations, folder, preferences
-from training_runs import killed_after, metrics, same, two_processes, weights
+from training_runs import killed_after, metrics, same, spread, two_processes, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.core.errors import ConfigError, DataError, TrainingError
@@ -193,8 +193,7 @@ def test_early_stopping_waits_for_patience_and_exports_the_best(start, tmp_path,
     same(weights(made), weights(short), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("save_every", [1, 2, 3])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("save_every", "name"), spread([1, 2, 3], METHODS))
 def test_killed_and_resumed_equals_uninterrupted(name, save_every, start, tmp_path):
     method, data = METHODS[name]
     method = replace(method, save_every=save_every, patience=3, keep=2)

@@ -1,6 +1,7 @@
 """Prefix and prompt tuning: training forward and local engine say what PEFT itself says, for each kind of attention."""
 
 import asyncio
+from functools import cache
 
 import pytest
 import torch
@@ -86,23 +87,33 @@ def test_the_training_forward_says_what_peft_says(name, kind):
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(weight.grad.norm()), rel=2e-2)
 
 
+def logps_after(peft, ids, tokens):
+    logps = table(peft, [*ids, *tokens])
+    return [float(logps[len(ids) - 1 + i, t]) for i, t in enumerate(tokens)]
+
+
+@cache
+def said(name, kind, question):
+    """What PEFT generates and the log-probabilities of that and of a given text, once for all settings of the engine."""
+    peft, ids = adapted(kind, name), render_prompt(tokenizer(), ask(question).messages)
+    tokens, given = greedy(peft, ids, 12), tokenizer().encode("4 and 5", add_special_tokens=False)
+    return tokens, logps_after(peft, ids, tokens), given, logps_after(peft, ids, given)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FLOAT32)
 @pytest.mark.parametrize("options", [{}, {"prefix_reuse": False}, {"slots": 2}], ids=str)
 def test_the_engine_generates_and_scores_what_peft_says(name, kind, options):
-    peft = adapted(kind, name)
-    engine = LocalEngine(peft, tokenizer(), fingerprint=name, **options)
-    prompts = [ask(q) for q in QUESTIONS] * 2  # again: now from the slots' prefixes
-    for prompt, (completion,) in zip(prompts, all_of(engine, prompts, Sampling(max_tokens=12)), strict=True):
-        ids = render_prompt(tokenizer(), prompt.messages)
-        assert list(completion.tokens) == greedy(peft, ids, 12)
-        logps = table(peft, [*ids, *completion.tokens])
-        expected = [float(logps[len(ids) - 1 + i, t]) for i, t in enumerate(completion.tokens)]
-        assert list(completion.raw_logprobs) == pytest.approx(expected, abs=1e-4)
-        scored = asyncio.run(engine.score(prompt, "4 and 5"))
-        logps = table(peft, [*ids, *scored.tokens])
-        expected = [float(logps[len(ids) - 1 + i, t]) for i, t in enumerate(scored.tokens)]
-        assert list(scored.logprobs) == pytest.approx(expected, abs=1e-4)
+    engine = LocalEngine(adapted(kind, name), tokenizer(), fingerprint=name, **options)
+    questions = QUESTIONS * 2  # again: now from the slots' prefixes
+    got = all_of(engine, [ask(q) for q in questions], Sampling(max_tokens=12))
+    for question, (completion,) in zip(questions, got, strict=True):
+        tokens, logps, given, given_logps = said(name, kind, question)
+        assert list(completion.tokens) == tokens
+        assert list(completion.raw_logprobs) == pytest.approx(logps, abs=1e-4)
+        scored = asyncio.run(engine.score(ask(question), "4 and 5"))
+        assert list(scored.tokens) == given
+        assert list(scored.logprobs) == pytest.approx(given_logps, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -77,3 +78,12 @@ def two_processes(work: Callable[[], object], meeting: Path) -> list[int]:
 
     children = [in_child(lambda rank=rank: process(rank)) for rank in range(2)]
     return [exit_of(child) for child in children]
+
+
+def spread(first: Iterable, second: Iterable, *, turned: bool = False) -> list:
+    """Pairs of both as parameters of a test: every second one in `make test` (`turned`: the others), all in `make test-all`.
+
+    So each value of either meets some of the other's; two tests that are turned against each other meet all pairs.
+    """
+    pairs = [(i, j, a, b) for i, a in enumerate(first) for j, b in enumerate(second)]
+    return [pytest.param(a, b, marks=pytest.mark.slow if (i + j) % 2 != turned else ()) for i, j, a, b in pairs]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ from posttrain.pipeline.prompt_search import PromptSearch, prompt_search, splits
 from posttrain.tasks.equivalence import answer_key
 
 
+@cache
+def _sums(split: str, start: int, size: int) -> list[Example]:
+    return [
+        Example(id=f"{split}{i}", question=f"{start + i} and {i % 7}", answer=str(start + i + i % 7)) for i in range(size)
+    ]
+
+
 @dataclass
 class Sums:
     """Two numbers; the answer is their sum, and no question says so."""
@@ -38,11 +46,7 @@ class Sums:
     instruction: str = 'Finish with "Answer: ".'
 
     def examples(self, split: str) -> Sequence[Example]:
-        start, size = {"train": (1000, self.train), "test": (5000, self.test)}[split]
-        return [
-            Example(id=f"{split}{i}", question=f"{start + i} and {i % 7}", answer=str(start + i + i % 7))
-            for i in range(size)
-        ]
+        return _sums(split, *{"train": (1000, self.train), "test": (5000, self.test)}[split])
 
     def extract(self, text: str) -> str | None:
         found = re.search(r"Answer: (\d+)", text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Drawn", "draw", "draw_all", "figure_style", "row_axes", "si_ticks"]
+__all__ = ["Drawn", "draw", "draw_all", "figure_style", "render", "row_axes", "si_ticks"]
 
 Facts = Mapping[str, Any]
 Draw = Callable[["Figure", Facts, bool], None]
@@ -69,10 +69,10 @@ def draw(figures: Sequence[tuple[str, str, str, Draw]], report: Facts, folder: P
     """Write figures, each given by name, title, words and how it is drawn, and return their forms for the page."""
     drawn = []
     for name, title, alt, how in figures:
-        wide = _render(how, report, narrow=False, kind="svg")
+        wide, picture = render(how, report, kinds=("svg", "png"))
         write_atomic(folder / f"{name}.svg", wide)
-        write_atomic(folder / f"{name}.png", _render(how, report, narrow=False, kind="png"))
-        narrow = _render(how, report, narrow=True, kind="svg")
+        write_atomic(folder / f"{name}.png", picture)
+        (narrow,) = render(how, report, narrow=True, kinds=("svg",))
         parts = {
             "wide": inline_svg(wide.decode(), f"{name}-wide", alt),
             "narrow": inline_svg(narrow.decode(), f"{name}-narrow", alt),
@@ -104,17 +104,21 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 
-def _render(draw: Draw, report: Facts, *, narrow: bool, kind: str) -> bytes:
+def render(draw: Draw, report: Facts, *, narrow: bool = False, kinds: Sequence[str]) -> list[bytes]:
+    """Draw a figure once and return it in each of these formats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    files = []
     with figure_style():
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, report, narrow)
-        held = io.BytesIO()
-        figure.savefig(held, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    return held.getvalue()
+        for kind in kinds:
+            held = io.BytesIO()
+            figure.savefig(held, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            files.append(held.getvalue())
+    return files
 
 
 @contextmanager

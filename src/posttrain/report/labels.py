@@ -34,8 +34,9 @@ def place_labels(
     `spans` are the ends of the upright intervals through the spots, `lines` the corners of a path to keep clear of,
     `colours` those of text, line and paper. When no place is free the one with the least overlap is taken.
     """
-    figure = axes.figure
-    figure.canvas.draw()  # the layout engine decides the size of the axes now
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout engine decides the size of the axes now
     pixels = figure.dpi / 72
     frame = axes.get_window_extent()
     at = [tuple(axes.transData.transform(spot)) for spot in spots]

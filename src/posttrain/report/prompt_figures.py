@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import write_atomic
-from .figures import GRID, INK, MUTED, PAPER, WIDE, _render
+from .figures import GRID, INK, MUTED, PAPER, WIDE, render
 from .words import si
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def draw_sensitivity(found: Facts, folder: Path) -> list[Path]:
 
 
 def _write(name: str, draw: Callable[[Figure, Facts, bool], None], found: Facts, folder: Path) -> list[Path]:
-    paths = []
-    for kind in ("png", "svg"):
-        paths.append(folder / f"{name}.{kind}")
-        write_atomic(paths[-1], _render(draw, found, narrow=False, kind=kind))
+    kinds = ("png", "svg")
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
+    for path, content in zip(paths, render(draw, found, kinds=kinds), strict=True):
+        write_atomic(path, content)
     return paths
 
 
