@@ -118,12 +118,18 @@ class TrainStage(Strict):
     """Train with a method on an earlier data stage's rows.
 
     `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
+    The method's own settings may name training stages too: `value_start=stage:NAME/value`.
     """
 
     method: str
     data: str
     eval_data: str | None = None
     teacher: str | None = None
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """The training stages whose checkpoints the method's settings name."""
+        return stages_named(self.method)
 
 
 class StudentStage(Strict):
@@ -183,7 +189,7 @@ class StageConfig(Strict):
         names += self.eval.scoring if self.eval else ()
         if self.data is not None:
             names += [self.data.source, self.data.also, *(self.data.stages or ()), self.data.labelled_by, self.data.beside]
-        names += [self.train.data, self.train.eval_data, self.train.teacher] if self.train else []
+        names += [self.train.data, self.train.eval_data, self.train.teacher, *self.train.reading] if self.train else []
         names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)
 

@@ -45,6 +45,9 @@ def check_references(stages: Sequence[StageConfig]) -> None:
         for name in stage.eval.scoring if stage.eval is not None else ():
             if earlier[name].train is None:
                 raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its strategy is not a training stage")
+        for name in stage.train.reading if stage.train is not None else ():
+            if earlier[name].train is None:
+                raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its method is not a training stage")
         if stage.data is not None and stage.data.source is not None:
             source = earlier[stage.data.source]
             if source.eval is None and source.data is None:

@@ -11,6 +11,7 @@ from ..core.errors import ConfigError
 from ..core.files import file_hash
 from ..core.protocols import Trainer
 from .methods import build_trainer
+from .naming import STAGE, placed
 from .opening import static_fingerprint
 from .recipe import StudentStage, TrainStage
 
@@ -39,6 +40,8 @@ def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) ->
             why = "has a teacher of its own" if hasattr(trainer, "teacher") else "learns from no teacher"
             raise ConfigError(f"{config.method}: {why}, so the stage's 'teacher: {config.teacher}' must be left out")
         given["teacher"] = f"{config.teacher}/checkpoint"
+    if folders is not None and config.reading:
+        trainer = build_trainer(placed(config.method, folders))
     if folders is None:
         return trainer  # type: ignore[no-any-return]
     paths = {name: str(folders[path.partition("/")[0]] / path.partition("/")[2]) for name, path in given.items()}
@@ -46,12 +49,14 @@ def trainer_of(config: TrainStage, folders: Mapping[str, Path] | None = None) ->
 
 
 def files_of(trainer: Any) -> dict[str, str]:
-    """Return what decides a trainer's result beside its settings: the content of its held-out rows and its teacher."""
+    """Return what decides a trainer's result beside its settings: the content of held-out rows, teacher, value model."""
     found = {}
     if held_out := getattr(trainer, "eval_data", None):
         found["eval_data"] = file_hash(Path(held_out)) if Path(held_out).is_file() else held_out
     if teacher := getattr(trainer, "teacher", ""):
         found["teacher"] = static_fingerprint(teacher)
+    if (begins := getattr(trainer, "value_start", "")) and not begins.startswith(STAGE):  # a stage's key is an input
+        found["value_start"] = static_fingerprint(begins)
     return found
 
 
