@@ -42,8 +42,9 @@ ROWS = [
 CASES = {
     "token": BASE,
     "step_scaled": replace(BASE, level="step", reward_scale=2.0, reward_shift=-1.0),
-    "response_lora_dropout": replace(BASE, level="response", adapter="lora", rank=4, dropout=0.3, lr=1e-2, kl_weight=0.0),
+    "response": replace(BASE, level="response", kl_weight=0.0),
     "token_lora": replace(BASE, adapter="lora", rank=4, lr=1e-2),
+    "step_lora_dropout": replace(BASE, level="step", adapter="lora", rank=4, dropout=0.3, lr=1e-2),
 }
 
 
@@ -119,9 +120,9 @@ def test_the_second_step_s_measures_by_transformers_alone(name, start, tmp_path)
     )
 
 
-@pytest.mark.parametrize("name", ["token", "response_lora_dropout"])
+@pytest.mark.parametrize("name", ["response", "token_lora"])
 def test_micro_batch_size_does_not_change_the_trajectory(name, start, tmp_path):
-    method = replace(CASES[name], dropout=0.0)
+    method = CASES[name]
     whole = replace(method, tokens_per_microbatch=100_000)(start, ROWS, tmp_path / "whole", seed=3)
     one_by_one = replace(method, tokens_per_microbatch=1)(start, ROWS, tmp_path / "one", seed=3)
     for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "one"), strict=True):
@@ -129,9 +130,8 @@ def test_micro_batch_size_does_not_change_the_trajectory(name, start, tmp_path):
     alike(whole, one_by_one, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["step_scaled", "response_lora_dropout"])
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_path):
-    method = CASES[name]
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(start, tmp_path):
+    method = CASES["step_lora_dropout"]
     expected = method(start, ROWS, tmp_path / "whole", seed=3)
     killed_after(lambda: method(start, ROWS, tmp_path / "killed", seed=3), 3)
     resumed = method(start, ROWS, tmp_path / "killed", seed=3)
@@ -182,12 +182,11 @@ def test_a_reward_model_is_the_first_value_model_and_belongs_to_the_run(start, t
     again = replace(method, value_start=str(tmp_path / "run" / "checkpoint" / "value"))
     with pytest.raises(ConfigError, match="finished run with another configuration"):
         again(start, ROWS, tmp_path / "run", seed=3)
-    again(start, ROWS, tmp_path / "again", seed=3)
 
 
 def test_right_responses_become_likelier_than_wrong_ones_and_states_tell_them_apart(start, tmp_path):
     rows = [{**row, "responses": [row["responses"][0], f"{i} no"]} for i, row in enumerate(ROWS)]
-    method = replace(BASE, epochs=25, batch_size=10, level="step", beta=0.1, kl_weight=0.01)
+    method = replace(BASE, epochs=15, batch_size=10, level="step", beta=0.1, kl_weight=0.01)
     made = method(start, rows, tmp_path / "run", seed=3)
     lines = metrics(tmp_path / "run")
     assert lines[-1]["residual"] < 0.5 * lines[0]["residual"]
