@@ -48,6 +48,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Collecting garbage before each run, for the peak that is told, takes longer than a run of this size."""
+    monkeypatch.setattr("posttrain.training.session.forget_peak", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     return Checkpoint(path=folder(tmp_path_factory.mktemp("start") / "model"))
@@ -182,6 +188,16 @@ def test_a_reward_model_is_the_first_value_model_and_belongs_to_the_run(start, t
     again = replace(method, value_start=str(tmp_path / "run" / "checkpoint" / "value"))
     with pytest.raises(ConfigError, match="finished run with another configuration"):
         again(start, ROWS, tmp_path / "run", seed=3)
+
+
+def test_an_adapter_that_stays_one_is_its_own_reference_and_its_base_the_value_model_s_start(start, tmp_path):
+    method = replace(BASE, adapter="bottleneck", width=4, epochs=1, batch_size=10)
+    first = method(start, ROWS, tmp_path / "first", seed=3)
+    second = method(first, ROWS, tmp_path / "second", seed=3)
+    (line,) = metrics(tmp_path / "second")
+    assert line["kl"] == line["log_ratio"] == line["value_first"] == 0
+    told = json.loads((second.path / "posttrain.json").read_text())
+    assert told["value"]["start"]["path"] == str(start.path.resolve())
 
 
 def test_right_responses_become_likelier_than_wrong_ones_and_states_tell_them_apart(start, tmp_path):

@@ -77,8 +77,11 @@ class Critic:
         recompute_activations(self.loaded.model)
 
 
-def open_critic(name: str, wanted: CriticStart, start: Path, *, lr: float, dtype: str) -> Critic:
-    """Load the value model. Raises `ConfigError` for a rate that is not possible, `ModelError` for another tokenizer."""
+def open_critic(name: str, wanted: CriticStart, start: Path | str, *, lr: float, dtype: str) -> Critic:
+    """Load the value model; `start` is the policy's, or its base where the policy is an adapter that stays one.
+
+    Raises `ConfigError` for a rate that is not possible, `ModelError` for another tokenizer.
+    """
     if wanted.lr < 0:
         raise ConfigError(f"{name}: the value model's learning rate, {wanted.lr}, must not be negative (0: the policy's)")
     if wanted.ref and tokenizer_of(wanted.ref).get_vocab() != tokenizer_of(start).get_vocab():

@@ -106,10 +106,13 @@ class Session:
         if loop.eval_share and done is None:
             held = split_by_question(data, loop.eval_share, seed)
         rate, numbers = method.lr, method.dtype
+        begin = (
+            start.path if opened.loaded.adapter is None else opened.base or start.path
+        )  # a head goes on what can be merged
         return cls(
             method=method, loop=loop, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
             rows=rows, held=held, opened=opened, module=forward(opened.model), done=done,
-            critic=open_critic(name, critic, start.path, lr=rate, dtype=numbers) if critic and done is None else None,
+            critic=open_critic(name, critic, begin, lr=rate, dtype=numbers) if critic and done is None else None,
         )  # fmt: skip
 
     def where(self, row: int) -> str:
