@@ -30,7 +30,12 @@ def shrunk(name: str, folder: Path) -> Path:
     recipe |= {"model": str(folder / "model"), "dtype": "float32", "examples": {"test": 2, "validation": 2, "train": 12}}
     recipe["task"] = "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"
     assert "stages.worked.data.maker" in changes
-    for stage in recipe["stages"]:
+    (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_models.demonstrations(6)))
+    for group in (item for item in recipe["stages"] if "rounds" in item):
+        group["rounds"] = 1
+    for stage in (one for item in recipe["stages"] for one in item.get("stages", [item])):
+        if str(stage.get("data", {}).get("maker")).startswith("verified_traces"):
+            stage["data"] = {"file": "traces.jsonl"}
         if "eval" in stage:
             stage["eval"]["max_tokens"] = 4
             stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=8", "n=2")
@@ -49,6 +54,7 @@ def shrunk(name: str, folder: Path) -> Path:
     ("preference", ["sft-greedy", "best-of-8", "chosen", "dpo", "rpo", "ipo", "kto", "orpo", "simpo"]),
     ("online_dpo", ["sft-greedy", "round-1", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
+    ("oreo", ["start", "rejection", "offline", "beam", "value-beam", "online-1"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -56,7 +62,7 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
-    assert len(trained) == {"preference": 8, "online_dpo": 4, "preference_sft": 5}[name]
+    assert len(trained) == {"preference": 8, "online_dpo": 4, "preference_sft": 5, "oreo": 4}[name]
 
 
 def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_settings_out_of_range(changes, message, start, tmp_path):
     ("rows", "message"),
     [
         ([{"question": "1?"}], "row 0: no 'prompt'; the maker `questions` makes such rows"),
-        ([{"prompt": "1?", "example": {"answer": "2"}}], "row 0: 'example' must be an object with 'id'"),
+        ([{"prompt": "1?", "example": {"answer": "2"}}], "row 0, 'example': no 'id'"),
         ([{"prompt": "1?" * 200, "answer": "2"}], "row 0 with its rollout_tokens has"),
     ],
 )

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Example, Finish, Message, Prompt, Sampled
-from posttrain.finetuning._judged import read_judged
 from posttrain.finetuning.distilled import Distilled
 from posttrain.finetuning.mixed import Mixed
 from posttrain.finetuning.scored_responses import ScoredResponses
@@ -19,6 +18,7 @@ from posttrain.finetuning.worked_examples import WorkedExamples
 from posttrain.pipeline.methods import build_maker
 from posttrain.preference.reference_pairs import ReferencePairs
 from posttrain.preference.verified_pairs import VerifiedPairs
+from posttrain.training.judged import read_judged
 
 
 class Task:

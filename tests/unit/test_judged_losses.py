@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from posttrain.core.errors import DataError
-from posttrain.finetuning._judged import best, filtered, need_choice, read_judged, weights
+from posttrain.finetuning._judged import best, filtered, need_choice, weights
 from posttrain.losses.judged import RANKING_LOSSES, hinge, ranking_margin, reward_weights
+from posttrain.training.judged import read_judged
 
 
 def test_margin_and_its_losses_by_hand():

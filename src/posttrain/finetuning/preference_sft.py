@@ -34,11 +34,12 @@ from ..losses.judged import RANKING_LOSSES, ranking_margin
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward
 from ..models.sharing import share_opening, shared_prefix
+from ..training.judged import Judged, read_judged
 from ..training.rows import encode_pair, fits, refuse_soft_labels, split_response
 from ..training.session import Session, group_work
 from ..training.settings import TrainerSettings
 from ..training.step import Work
-from ._judged import Judged, best, filtered, need_choice, read_judged, weights
+from ._judged import best, filtered, need_choice, weights
 
 __all__ = ["PreferenceSft"]
 

@@ -183,7 +183,14 @@ class Forward(nn.Module):
         With `of_logits=(values, weights_C)`: (Σ w · values, values_NC without gradient) of any function of the logits.
         """
         batch = batch.to(self.model.device)
-        hidden_ND = self.hidden(batch)
+        return self.read(self.hidden(batch), batch, weights_N, of_logits=of_logits)
+
+    def read(
+        self, hidden_ND: Tensor, batch: Batch, weights_N: Tensor | None = None, *,
+        of_logits: tuple[LogitValues, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """Return what `forward` does, from hidden states that are there already: several readings cost one backbone."""
+        batch = batch.to(self.model.device)
         head, module = self.head(), causal_model(self.model).get_output_embeddings()
         if of_logits is not None:
             if head is not None:

@@ -34,7 +34,9 @@ from .load import (
 )
 from .shape import shape_of
 
-__all__ = ["ENDINGS", "Kind", "ScoreForward", "labels_of_adapter", "load_scoring", "score_head"]
+__all__ = [
+    "ENDINGS", "Kind", "ScoreForward", "is_kind", "labels_of_adapter", "load_scoring", "score_head", "under_head",
+]  # fmt: skip
 
 Kind = Literal["sequence", "token"]
 HEAD_WEIGHTS = tuple(f"{name}.weight" for name in HEADS)
@@ -66,16 +68,18 @@ class ScoreForward(Forward):
 
 
 def load_scoring(
-    ref: str | Path, kind: Kind, labels: Sequence[str], *, dtype: str = "auto", device: str = "auto", seed: int = 0
-) -> LoadedModel:
+    ref: str | Path, kind: Kind, labels: Sequence[str], *, dtype: str = "auto", device: str = "auto", seed: int = 0,
+    zero: bool = False,
+) -> LoadedModel:  # fmt: skip
     """Load a classification folder of this kind, an adapter with its head, or a language model under a fresh head.
 
     A fresh head's weights are N(0, 1 / (D + 1)) for hidden size D (Stiennon et al. 2020, 2009.01325, appendix), drawn by the
-    seed. Raises `ModelError` for a folder with another number of labels, or a model whose decoder has no such class.
+    seed, or `zero`. Raises `ModelError` for a folder with another number of labels, or a model whose decoder has no such
+    class.
     """
     path = resolve(ref)
     if is_adapter(path) and _has_head(path):
-        base = load_scoring(base_of(path), kind, labels, dtype=dtype, device=device, seed=seed)
+        base = load_scoring(base_of(path), kind, labels, dtype=dtype, device=device, seed=seed, zero=zero)
         model = attach(base.model, path).merge_and_unload()
         return replace(
             base,
@@ -85,14 +89,14 @@ def load_scoring(
             path=path,
             fingerprint=fingerprint_of(path),
         )
-    if not is_adapter(path) and _is_kind(path, kind):
+    if not is_adapter(path) and is_kind(path, kind):
         return _load_folder(ref, path, kind, labels, dtype, device)
     loaded = load(ref, dtype=dtype, device=device)
     if loaded.adapter is not None:
         raise ModelError(
             f"{path}: a {loaded.adapter} adapter cannot be merged, so no head can be put on it: begin at its base"
         )
-    return _under_head(loaded, kind, labels, seed)
+    return under_head(loaded, kind, labels, seed=seed, zero=zero)
 
 
 def _load_folder(ref: str | Path, path: Path, kind: Kind, labels: Sequence[str], dtype: str, device: str) -> LoadedModel:
@@ -108,8 +112,8 @@ def _load_folder(ref: str | Path, path: Path, kind: Kind, labels: Sequence[str],
     )  # fmt: skip
 
 
-def _under_head(loaded: LoadedModel, kind: Kind, labels: Sequence[str], seed: int) -> LoadedModel:
-    """Put a fresh head on a language model's decoder, which is used and not copied."""
+def under_head(loaded: LoadedModel, kind: Kind, labels: Sequence[str], *, seed: int = 0, zero: bool = False) -> LoadedModel:
+    """Put a fresh head, drawn by the seed or zero, on a model's decoder, which is used and not copied."""
     config, causal = loaded.model.config, loaded.model
     config.num_labels = len(labels)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
@@ -130,7 +134,7 @@ def _under_head(loaded: LoadedModel, kind: Kind, labels: Sequence[str], seed: in
     fresh = nn.Linear(head.in_features, len(labels), bias=head.bias is not None)
     drawn = torch.randn(fresh.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        fresh.weight.copy_(drawn / (head.in_features + 1) ** 0.5)
+        fresh.weight.copy_(0 * drawn if zero else drawn / (head.in_features + 1) ** 0.5)
         if fresh.bias is not None:
             fresh.bias.zero_()
     setattr(model, "score" if hasattr(model, "score") else "classifier", fresh.to(loaded.device, loaded.dtype))
@@ -159,7 +163,8 @@ def _auto(kind: Kind) -> Any:
     return getattr(transformers, f"AutoModel{ENDINGS[kind]}")
 
 
-def _is_kind(path: Path, kind: Kind) -> bool:
+def is_kind(path: Path, kind: Kind) -> bool:
+    """Whether a model folder names itself a classification model of this kind."""
     file = path / "config.json"
     named = (read_json(file).get("architectures") if file.is_file() else None) or [""]
     return str(named[0]).endswith(ENDINGS[kind])

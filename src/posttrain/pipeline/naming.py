@@ -1,4 +1,4 @@
-"""Specs that name an earlier stage's checkpoint: `model=stage:NAME`."""
+"""Specs that name an earlier stage's checkpoint: `model=stage:NAME`, or its value model: `model=stage:NAME/value`."""
 
 from __future__ import annotations
 

@@ -118,7 +118,8 @@ class TrainStage(Strict):
     """Train with a method on an earlier data stage's rows.
 
     `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
-    Online methods grade with a `task` (default: the recipe's) and learn from `rewards`, verifiers with weights.
+    Online methods grade with a `task` (default: the recipe's) and learn from `rewards`, verifiers with weights. The method's
+    own settings may name training stages too: `value_start=stage:NAME/value`.
     """
 
     method: str
@@ -132,6 +133,11 @@ class TrainStage(Strict):
     def scoring(self) -> tuple[str, ...]:
         """The training stages whose checkpoints the rewards score with: `model=stage:NAME`."""
         return tuple(dict.fromkeys(name for spec in self.rewards or () for name in stages_named(spec)))
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """The training stages whose checkpoints the method's settings name."""
+        return stages_named(self.method)
 
 
 class StudentStage(Strict):
@@ -191,7 +197,8 @@ class StageConfig(Strict):
         names += self.eval.scoring if self.eval else ()
         if self.data is not None:
             names += [self.data.source, self.data.also, *(self.data.stages or ()), self.data.labelled_by, self.data.beside]
-        names += [self.train.data, self.train.eval_data, self.train.teacher, *self.train.scoring] if self.train else []
+        if self.train is not None:
+            names += [self.train.data, self.train.eval_data, self.train.teacher, *self.train.scoring, *self.train.reading]
         names += self.judge.inputs if self.judge else ()
         return tuple(name for name in names if name is not None)
 

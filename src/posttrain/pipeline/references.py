@@ -42,8 +42,13 @@ def check_references(stages: Sequence[StageConfig]) -> None:
             raise ValueError(f"stage '{stage.name}': teacher '{stage.train.teacher}' is not a training stage")
         if stage.eval is not None and stage.eval.teacher is not None and stage.model is not None:
             raise ValueError(f"stage '{stage.name}': give either 'model', an earlier stage, or 'teacher', another model")
-        for where, asked in (("strategy", stage.eval), ("rewards", stage.train)):
-            for name in asked.scoring if asked is not None else ():
+        named = {
+            "strategy": stage.eval.scoring if stage.eval is not None else (),
+            "rewards": stage.train.scoring if stage.train is not None else (),
+            "method": stage.train.reading if stage.train is not None else (),
+        }
+        for where, names in named.items():
+            for name in names:
                 if earlier[name].train is None:
                     raise ValueError(f"stage '{stage.name}': {STAGE}{name} in its {where} is not a training stage")
         if stage.data is not None and stage.data.source is not None:

@@ -12,7 +12,7 @@ from ..core.files import file_hash
 from ..core.protocols import Trainer
 from ..verifiers.build import weighted
 from .methods import build_trainer
-from .naming import placed
+from .naming import STAGE, placed
 from .opening import static_fingerprint
 from .recipe import StudentStage, TaskUse, TrainStage
 
@@ -29,7 +29,8 @@ def trainer_of(
 
     Raises `ConfigError` when the trainer takes no such thing, or names its own.
     """
-    trainer: Any = _online(config, build_trainer(config.method), folders, task)
+    method = config.method if folders is None else placed(config.method, folders)
+    trainer: Any = _online(config, build_trainer(method), folders, task)
     given: dict[str, str] = {}
     if config.eval_data is not None:
         if not hasattr(trainer, "eval_data") or trainer.eval_data is not None:
@@ -71,12 +72,14 @@ def _online(config: TrainStage, trainer: Any, folders: Mapping[str, Path] | None
 
 
 def files_of(trainer: Any) -> dict[str, str]:
-    """Return what decides a trainer's result beside its settings: the content of its held-out rows and its teacher."""
+    """Return what decides a trainer's result beside its settings: the content of held-out rows, teacher, value model."""
     found = {}
     if held_out := getattr(trainer, "eval_data", None):
         found["eval_data"] = file_hash(Path(held_out)) if Path(held_out).is_file() else held_out
     if teacher := getattr(trainer, "teacher", ""):
         found["teacher"] = static_fingerprint(teacher)
+    if (begins := getattr(trainer, "value_start", "")) and not begins.startswith(STAGE):  # a stage's key is an input
+        found["value_start"] = static_fingerprint(begins)
     return found
 
 

@@ -35,10 +35,10 @@ from ..losses.advantage import Baseline, Scale, group_advantages
 from ..losses.kl import kl_estimate, kl_loss
 from ..losses.policy import Level, Reduction, Surrogate, clipped, importance, log_ratios, surrogate, token_weights
 from ..models.forward import Forward
-from ..training.anchor import Anchor, open_anchor
 from ..training.optimiser import Schedule
 from ..training.rollouts import FreshItems
 from ..training.session import Session
+from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
@@ -95,13 +95,13 @@ class Grpo(OnlineSettings):
             return session.done
         session.module.sharpen(self.rollout_temperature)
         questions, dropped = questions_of(session, self)
-        anchor = open_anchor(session, temperature=self.rollout_temperature) if self.kl else None
+        held_to = open_start_model(session, temperature=self.rollout_temperature) if self.kl else None
         sampler = Sampler.open(session, self, questions, samples=self.group)
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
-        stepper = _Stepper(self, session, sampler, objective, questions, anchor)
+        stepper = _Stepper(self, session, sampler, objective, questions, held_to)
         return session.train(
             objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-            closing=rewards_at_both_ends,
+            closing=rewards_at_both_ends, held_bytes=0 if held_to is None else held_to.bytes,
         )  # fmt: skip
 
     def _check_settings(self) -> None:
@@ -139,7 +139,7 @@ class _Stepper:
     sampler: Sampler
     objective: _Objective
     questions: Sequence[Question]
-    anchor: Anchor | None
+    held_to: StartModel | None
 
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
         method = self.method
@@ -149,8 +149,8 @@ class _Stepper:
         told, cost, updates = batch.measures(), batch.cost, method.minibatches * method.iterations
         budget = 4 * self.session.tokens_per_microbatch
         reference = old = None
-        if self.anchor is not None:
-            with self.anchor.frozen() as start:
+        if self.held_to is not None:
+            with self.held_to.frozen() as start:
                 reference, reading = token_logps(start, groups, work, tokens_per_microbatch=budget)
             cost += reading
         if updates > 1 or method.kl_in == "reward":

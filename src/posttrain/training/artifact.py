@@ -79,10 +79,12 @@ def export(
     parameters: Mapping[str, float],
     cost: Cost,
     told: Mapping[str, Any] | None = None,
+    value: tuple[Any, Any] | None = None,
 ) -> Checkpoint:
     """Write `out/checkpoint` aside and move it into place: it exists only when it is whole; then drop training state.
 
-    `told` are further facts for `posttrain.json`.
+    `told` are further facts for `posttrain.json`. `value`, a value model with its tokenizer, becomes the folder
+    `out/checkpoint/value`, a model by itself.
     """
     target, aside = out / "checkpoint", out / ".writing-checkpoint"
 
@@ -111,6 +113,9 @@ def export(
                     save_adapter(model, aside, base)
                     tokenizer.save_pretrained(aside)
                 write_json(aside / NAME, facts)
+                if value is not None:
+                    save_model(*value, aside / "value")
+                    write_json(aside / "value" / NAME, {name: facts[name] for name in ("method", "version", "seed", "key")})
                 replace_folder(aside, target)
         except PosttrainError:
             shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint only takes space

@@ -47,6 +47,8 @@ class Sizes:
     cpu: bool = False  # there the wide copies of logits are made for as many rows as the cache holds
     full: bool = True  # all weights are trained, not an adapter
     shards: int = 1  # processes that each hold a slice of weights, masters, gradients and Adam's moments
+    held: int = 0  # bytes of weights that are only read (a reference model's)
+    beside: Sizes | None = None  # a value model that is trained along, on the same tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def estimate(sizes: Sizes) -> Estimate:
     tables = 2 * sizes.vocabulary * sizes.hidden * sizes.width  # embedding and head
     one = max(0, sizes.weights - tables) // max(1, sizes.layers)
     found = Estimate(
-        weights=sizes.weights // sizes.shards,
+        weights=sizes.weights // sizes.shards + sizes.held,
         masters=0 if wide else 4 * sizes.trained // sizes.shards,
         gradients=max(4, sizes.width) * sizes.trained // sizes.shards,
         adam=(2 if sizes.eight_bit else 2 * max(4, sizes.width)) * sizes.trained // sizes.shards,
@@ -105,7 +107,20 @@ def estimate(sizes: Sizes) -> Estimate:
         activations=round(kept + layer),
         logits=chunk + min(sizes.tokens * sizes.vocabulary * sizes.width, KEPT),
     )
+    if sizes.beside is not None:
+        found = _together(found, estimate(_alike(sizes.beside, sizes)))
     return replace(found, overhead=round(_OVERHEAD * found.more) if sizes.cpu else 0)
+
+
+def _alike(beside: Sizes, sizes: Sizes) -> Sizes:
+    """Return the second model's sizes under the first one's settings; overhead is of both together."""
+    return replace(beside, tokens=sizes.tokens, recomputed=sizes.recomputed, eight_bit=sizes.eight_bit, cpu=False)
+
+
+def _together(one: Estimate, other: Estimate) -> Estimate:
+    """Return what both need at once; the second one's head gives one number a token, whose memory is nothing."""
+    parts = ("weights", "masters", "gradients", "adam", "activations")
+    return replace(one, **{part: getattr(one, part) + getattr(other, part) for part in parts})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""AdamW over float32 masters, learning-rate schedules, clipping by the global norm.
+"""AdamW over float32 masters, learning-rate schedules, clipping by the norm of all gradients, or of each group's.
 
 Module weights may be bfloat16; a bfloat16 weight of 1 cannot take an update smaller than 2⁻⁸, so the optimiser owns a
 float32 copy (the master) and writes it back rounded. Gradients are summed over micro-batches in float32 too: each
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,14 +20,24 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, TrainingError
 from .shards import is_slice, local, slice_of, whole
 
-__all__ = ["Optimisation", "Optimiser", "Schedule", "learning_rate"]
+__all__ = ["Group", "Optimisation", "Optimiser", "Schedule", "learning_rate"]
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The parameters whose names begin with `prefix`: their rate is `factor` times the run's, their gradients are clipped
+    by their own norm, so that no other group's size changes their update."""
+
+    name: str
+    prefix: str
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
-    """How weights are updated. `clip` bounds the gradient's global norm (0: off).
+    """How weights are updated. `clip` bounds the norm of the gradient (0: off): of all together, or of each of `groups`.
 
     `warmup` and `decay_share` (of schedule "wsd") are fractions of all steps. `kind` "adamw8bit" keeps Adam's moments in
     8 bits (bitsandbytes, on CUDA only).
@@ -43,6 +53,7 @@ class Optimisation:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip: float = 1.0
+    groups: tuple[Group, ...] = ()  # none: all weights are one
 
     def __post_init__(self) -> None:
         for name, good in (
@@ -113,13 +124,18 @@ class Optimiser:
             for p, master in zip(self.params, self.masters, strict=True)
             if master is not p
         ]
-        decayed = [m for m in self.masters if m.ndim >= 2]
-        plain = [m for m in self.masters if m.ndim < 2]  # norms and biases are not decayed
-        self._order = [p for _, p in sorted(zip(self.masters, self.params, strict=True), key=lambda pair: pair[0].ndim < 2)]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
-        if plain:
-            groups.append({"params": plain, "weight_decay": 0.0})
-        self._adamw = self._made([g for g in groups if g["params"]])
+        self._grouped = _members(self.names, settings.groups)
+        parts = [  # of each group the matrices, then norms and biases, which are not decayed
+            (group, [i for i in members if (self.masters[i].ndim < 2) is flat], 0.0 if flat else settings.weight_decay)
+            for group, members in self._grouped
+            for flat in (False, True)
+        ]
+        parts = [part for part in parts if part[1]]
+        self._order = [self.params[i] for _, members, _ in parts for i in members]
+        self._factors = [1.0 if group is None else group.factor for group, _, _ in parts]
+        self._adamw = self._made(
+            [{"params": [self.masters[i] for i in members], "weight_decay": decay} for _, members, decay in parts]
+        )
 
     def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return AdamW over the masters; fused (one kernel for all weights) where PyTorch has it."""
@@ -163,23 +179,35 @@ class Optimiser:
         return [m.grad for m in self.masters if m.grad is not None]
 
     def norm(self) -> float:
-        """Return the global Euclidean norm of the gradients."""
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients())))
+        """Return the Euclidean norm of all gradients together."""
+        return self._norm_of(self.gradients())
+
+    def _norm_of(self, gradients: list[Tensor]) -> float:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.sharded:
             square = norm.double().square()
             dist.all_reduce(square)
             norm = square.sqrt()
         return float(norm)
 
-    def update(self, lr: float, norm: float) -> None:
-        """Clip, take one AdamW step at this rate, write the masters back, and drop the gradients."""
-        if self.settings.clip and norm > self.settings.clip:
-            torch._foreach_mul_(self.gradients(), self.settings.clip / norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
+    def update(self, lr: float, norm: float) -> dict[str, float]:
+        """Clip, take one AdamW step at this rate, write the masters back, and drop the gradients.
+
+        `norm` is that of all gradients. Returns the groups' own norms, by name; nothing where there are no groups.
+        """
+        gradients, norms = self.gradients(), {}
+        for group, members in self._grouped:
+            own = [gradients[i] for i in members]
+            if group is not None:
+                norm = norms[group.name] = self._norm_of(own)
+            if self.settings.clip and norm > self.settings.clip:
+                torch._foreach_mul_(own, self.settings.clip / norm)
+        for part, factor in zip(self._adamw.param_groups, self._factors, strict=True):
+            part["lr"] = lr * factor
         self._adamw.step()
         self.discard()
         self._write_back()
+        return norms
 
     def discard(self) -> None:
         """Drop the gradients without using them."""
@@ -232,6 +260,17 @@ class Optimiser:
             for name, master, param in zip(self.names, self.masters, self.params, strict=True):
                 master.copy_(slice_of(saved[name], param))
         self._write_back()
+
+
+def _members(names: Sequence[str], groups: Sequence[Group]) -> list[tuple[Group | None, list[int]]]:
+    """Return the places of each group's parameters, without groups of all as one; raises `TrainingError` for one in none."""
+    if not groups:
+        return [(None, list(range(len(names))))]
+    found = [(group, [i for i, name in enumerate(names) if name.startswith(group.prefix)]) for group in groups]
+    placed = sorted(i for _, members in found for i in members)
+    if placed != list(range(len(names))) or not all(members for _, members in found):
+        raise TrainingError(f"each of {len(names)} weights must be in one group of {', '.join(g.name for g in groups)}")
+    return [(group, members) for group, members in found]
 
 
 def _master(param: nn.Parameter) -> nn.Parameter:

@@ -9,17 +9,15 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.files import write_json
-from ..core.types import Checkpoint, Cost, ModelShape
+from ..core.types import Checkpoint, Cost
 from ..data.rows import rows_for
 from ..data.sources import read_rows
-from ..models.adapters import unmerged
 from ..models.forward import Forward
 from ..models.recompute import recompute_activations
-from ..models.virtual import virtual_tokens
-from ..stats.flops import forward_flops, train_flops
 from .alarm import Alarm
 from .artifact import data_hash, export, finished, run_key
 from .batching import steps_per_epoch
+from .critic import Critic, CriticStart, open_critic
 from .estimate import advice, estimate, free_memory, measure, words
 from .heldout import HeldOut, check_rows, question_of, split_by_question
 from .loop import Companions, fit
@@ -31,10 +29,11 @@ from .rollouts import Fresh
 from .samples import Generate, Samples
 from .settings import LoopSettings, TrainerSettings, key_config
 from .shards import check_shardable, make_whole, shard
-from .step import Learner, Objective, Work
+from .step import Learner, Objective
 from .tracking import library_of
+from .work import group_work, virtual_flops
 
-__all__ = ["Session", "group_work"]
+__all__ = ["Session", "group_work", "virtual_flops"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +55,18 @@ class Session:
     opened: Opened
     module: Forward
     done: Checkpoint | None
+    critic: Critic | None = None  # a value model that is trained along
 
     @classmethod
     def open(
         cls, method: TrainerSettings, start: Checkpoint, data: Sequence[Mapping[str, Any]], out: Path, *, seed: int,
         opener: Callable[..., Opened] = open_start, forward: Callable[[Any], Forward] = Forward,
+        critic: CriticStart | None = None,
     ) -> Session:  # fmt: skip
         """Check the settings, load the start, and look whether `out` already holds this run, finished.
 
-        `opener` and `forward` are those of a model that is no language model (a reward model).
+        `opener` and `forward` are those of a model that is no language model (a reward model). With `critic` a value model
+        is trained along; its start is named by content in the run's key, as the setting `value_start`.
         """
         name = type(method).__name__.lower()
         for field, least in (("epochs", 1), ("batch_size", 1), ("tokens_per_microbatch", 0), ("save_every", 0)):
@@ -72,7 +74,7 @@ class Session:
                 raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
         loop = LoopSettings.of(method)
         _optimisation(method, loop)
-        check_shardable(name, method.adapter, loop)
+        check_shardable(name, method.adapter, loop, critic=critic is not None)
         if loop.track is not None:
             library_of(loop.track)
         if method.adapter == "ia3" and method.weight_decay:
@@ -92,6 +94,8 @@ class Session:
             rows += rows_for(method, read_rows(loop.eval_data), loop.eval_data)
             held = frozenset(range(len(data), len(rows)))
             config["eval_data"] = data_hash(rows[len(data) :])  # the content, not the file's name
+        if critic is not None:
+            config["value_start"] = critic.content
         key = run_key(method=method, start=opened.loaded.fingerprint, data=hashed, seed=seed, config=config)
         done = finished(out, key)
         agree(
@@ -101,15 +105,25 @@ class Session:
         )
         if loop.eval_share and done is None:
             held = split_by_question(data, loop.eval_share, seed)
+        rate, numbers = method.lr, method.dtype
+        begin = (
+            start.path if opened.loaded.adapter is None else opened.base or start.path
+        )  # a head goes on what can be merged
         return cls(
             method=method, loop=loop, start=start, out=out, seed=seed, key=key, data={"hash": hashed, "rows": len(data)},
             rows=rows, held=held, opened=opened, module=forward(opened.model), done=done,
+            critic=open_critic(name, critic, begin, lr=rate, dtype=numbers) if critic and done is None else None,
         )  # fmt: skip
 
     def where(self, row: int) -> str:
         """Name a row for an error message."""
         given = int(self.data["rows"])
         return f"row {row}" if row < given else f"{self.loop.eval_data}: row {row - given}"
+
+    @property
+    def context(self) -> int:
+        """How many tokens a row may have: what the model takes, and the value model too."""
+        return min(self.opened.context, *([] if self.critic is None else [self.critic.context]), 1 << 30)
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -141,12 +155,14 @@ class Session:
         fresh: Fresh | None = None,
         closing: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
         judge: Callable[[Learner, Sequence[Any]], Mapping[str, Any]] | None = None,
+        held_bytes: int = 0,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
         `sample_every` asks for, `fresh` makes what steps train on in place of their rows; `closing` returns facts that the
-        lines of metrics tell in the end, `judge` facts about the trained model on the held-out items.
+        lines of metrics tell in the end, `judge` facts about the trained model on the held-out items. `held_bytes` are the
+        weights of models that are only read.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         if fresh is not None and loop.sharding == "full":
@@ -156,15 +172,18 @@ class Session:
             )
         trained = [item for item in items if item.row not in self.held]
         held_out = self._held_out(trained, [item for item in items if item.row in self.held])
-        needs, parameters = self._estimate(objective, trained, held_out), self.opened.parameters
+        needs, parameters = self._estimate(objective, trained, held_out, held_bytes), self.opened.parameters
+        module = self.module if self.critic is None else self.critic.beside(self.module)
         if loop.activation_checkpointing:
             recompute_activations(self.opened.model)
+            if self.critic is not None:
+                self.critic.recompute()
         sharded = loop.sharding == "full" and shard(self.module, self.opened.loaded.device)
-        optimiser = Optimiser(self.module, _optimisation(method, loop))
+        optimiser = Optimiser(module, _optimisation(method, loop, self.critic))
         if not sharded:  # gradients of slices must come to FSDP's own hooks
-            self.module.collect_into(optimiser.sink)
+            module.collect_into(optimiser.sink)
         learner = Learner(
-            module=self.module, objective=objective, optimiser=optimiser, seed=self.seed,
+            module=module, objective=objective, optimiser=optimiser, seed=self.seed,
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
             alarm=Alarm(factor=loop.explode) if loop.explode else None,
         )  # fmt: skip
@@ -183,6 +202,7 @@ class Session:
         if sharded:
             make_whole(self.module, frozen=self.opened.base is None)
         told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)}), **judged}
+        told |= {} if self.critic is None else {"value": self.critic.facts}
         if rank_and_world()[0] == 0:  # which alone writes these files
             told |= {} if companions.samples is None else {"reply_tokens": companions.samples.lengths()}
             told |= {} if closing is None else closing(read_rows(self.out / "metrics.jsonl"))
@@ -191,18 +211,24 @@ class Session:
             base=self.opened.base, start={"path": str(self.start.path), "fingerprint": self.opened.loaded.fingerprint},
             data={**self.data, **facts}, parameters=parameters,
             cost=self.start.cost + learner.cost + (cost or Cost()), told=told,
+            value=None if self.critic is None else self.critic.artifact,
         )  # fmt: skip
 
-    def _estimate(self, objective: Objective, trained: Sequence[Any], held_out: HeldOut | None) -> dict[str, Any]:
+    def _estimate(
+        self, objective: Objective, trained: Sequence[Any], held_out: HeldOut | None, held_bytes: int
+    ) -> dict[str, Any]:
         """Tell what the run will need, and what to lower when that is not there; returns it for `posttrain.json`."""
         method, loop, loaded, world = self.method, self.loop, self.opened.loaded, rank_and_world()[1]
         work = [objective.work(item) for item in trained]
         longest = max((w.tokens for w in work), default=0)
-        sizes, speed = measure(
-            self.module, loaded.shape, context=self.opened.context, tokens=max(longest, self.tokens_per_microbatch),
-            recomputed=loop.activation_checkpointing, eight_bit=loop.optimiser == "adamw8bit", full=not self.frozen_backbone,
-            shards=world if loop.sharding == "full" else 1,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "context": self.opened.context, "tokens": max(longest, self.tokens_per_microbatch),
+            "recomputed": loop.activation_checkpointing, "eight_bit": loop.optimiser == "adamw8bit",
+            "shards": world if loop.sharding == "full" else 1,
+        }  # fmt: skip
+        sizes, speed = measure(self.module, loaded.shape, full=not self.frozen_backbone, held=held_bytes, **how)
+        if self.critic is not None:
+            sizes = replace(sizes, beside=measure(self.critic.module, self.critic.loaded.shape, **how)[0])
         steps = method.epochs * steps_per_epoch(len(trained), method.batch_size)
         flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
         if held_out is not None:
@@ -242,47 +268,8 @@ class Session:
         )  # fmt: skip
 
 
-def _optimisation(method: TrainerSettings, loop: LoopSettings) -> Optimisation:
+def _optimisation(method: TrainerSettings, loop: LoopSettings, critic: Critic | None = None) -> Optimisation:
     return Optimisation(
         lr=method.lr, schedule=method.schedule, warmup=method.warmup, weight_decay=method.weight_decay, clip=method.clip,
-        decay_share=loop.decay_share, kind=loop.optimiser,
+        decay_share=loop.decay_share, kind=loop.optimiser, groups=() if critic is None else critic.groups,
     )  # fmt: skip
-
-
-def group_work(
-    shape: ModelShape, *, prefix: int, branches: Sequence[int], logits: int, frozen_backbone: bool, backward: bool = True
-) -> Work:
-    """Return what a group costs when its `prefix` is computed once for all `branches` (token counts after the prefix)."""
-    ahead = [
-        forward_flops(shape, start=prefix, tokens=n, logits=0) - forward_flops(shape, start=0, tokens=n, logits=0)
-        for n in branches
-    ]  # attention of the branches to the prefix
-    tokens = prefix + sum(branches)
-    if not backward:
-        parts = [forward_flops(shape, start=0, tokens=n, logits=0) for n in (prefix, *branches)]
-        return Work(tokens=tokens, flops=sum(parts) + sum(ahead) + 2.0 * shape.head_params * logits)
-    parts = [train_flops(shape, tokens=n, logits=0, frozen_backbone=frozen_backbone) for n in (prefix, *branches)]
-    heads = train_flops(shape, tokens=0, logits=logits, frozen_backbone=frozen_backbone)
-    return Work(tokens=tokens, flops=sum(parts) + 3.0 * sum(ahead) + heads)
-
-
-def virtual_flops(model: Any, shape: ModelShape, tokens: int, *, backward: bool) -> float:
-    """Return the FLOPs that virtual tokens in front add to one sequence of `tokens`.
-
-    Attention of the tokens to the virtual ones, three times with a backward pass; the virtual tokens of prompt tuning also
-    run through the frozen layers, as any other tokens do; those of prefix tuning are not computed.
-    """
-    ahead = virtual_tokens(model)
-    if not ahead:
-        return 0.0
-    attended = forward_flops(shape, start=ahead, tokens=tokens, logits=0) - forward_flops(
-        shape, start=0, tokens=tokens, logits=0
-    )
-    own = 0.0
-    if unmerged(model) == "prompt":
-        own = (
-            train_flops(shape, tokens=ahead, logits=0, frozen_backbone=True)
-            if backward
-            else forward_flops(shape, start=0, tokens=ahead, logits=0)
-        )
-    return own + (3.0 if backward else 1.0) * attended

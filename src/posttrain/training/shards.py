@@ -20,10 +20,14 @@ from .processes import rank_and_world, say
 __all__ = ["check_shardable", "is_slice", "local", "make_whole", "rest", "shard", "slice_of", "whole"]
 
 
-def check_shardable(name: str, adapter: str, loop: Any) -> None:
-    """Raise `ConfigError` for settings that sharding=full cannot go with."""
+def check_shardable(name: str, adapter: str, loop: Any, *, critic: bool = False) -> None:
+    """Raise `ConfigError` for settings that sharding=full cannot go with, or a value model trained beside the policy."""
     if loop.sharding == "off":
         return
+    if critic:
+        raise ConfigError(
+            f"{name}: sharding=full does not go with a value model trained beside the policy: leave sharding out"
+        )
     impossible = {
         f"adapter={adapter}": adapter == "qlora",
         "optimiser=adamw8bit": loop.optimiser == "adamw8bit",

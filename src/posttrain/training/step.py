@@ -105,11 +105,12 @@ class Learner:
                 self.optimiser.discard()
                 raise TrainingError(self._explosion(items, step, why))
             self.alarm.note(float(sums["loss"]), norm)
-        self.optimiser.update(lr, norm)
+        norms = {f"grad_norm_{name}": own for name, own in self.optimiser.update(lr, norm).items()}
         seconds = self._charge(work, began)
         measured = {name: float(value) for name, value in sums.items()}
         loss_value, tokens = measured.pop("loss"), sum(w.tokens for w in work)
-        return {"loss": loss_value, "grad_norm": norm, "lr": lr, "tokens": tokens, **measured, "seconds": seconds}
+        told = {"loss": loss_value, "grad_norm": norm, **norms, "lr": lr, "tokens": tokens}
+        return {**told, **measured, "seconds": seconds}
 
     @torch.no_grad()
     def evaluate(self, items: Sequence[Any]) -> dict[str, float]:
