@@ -14,14 +14,14 @@ from posttrain.pipeline.recipe import load_recipe
 from posttrain.pipeline.run import run_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RULE = "rule:parses=false,steps=false,regex='[a-m]'"
+RULE = "rule:parses=false,steps=false,regex='[!-~]'"
 
 
 def shrunk(name: str, folder: Path) -> Path:
     """Write a recipe's smoke size with a tiny model, few tokens, a reward that differs, and traces from a file."""
     tiny_models.ending_folder(folder / "model")
     (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_models.demonstrations(6)))
-    requests = [{"instruction": f"Say {i}.", "output": "x" * (i + 1)} for i in range(12)]
+    requests = [{"id": f"{i}", "instruction": f"Say {i}.", "input": "", "output": "x" * (i + 1)} for i in range(12)]
     for file in ("self_instruct_seed", "self_instruct_user_oriented"):
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requests))
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
