@@ -36,6 +36,9 @@ MEASURED = {  # method -> (run, rungs)
     "best_of_n": ("inference-methods", ["best-of-n", "best-of-n-weighted"]),
     "sft": ("quickstart", ["sft-greedy"]),
     "dpo": ("quickstart", ["dpo-greedy"]),
+    "preference_sft": ("preference-sft", ["chosen", "best", "ranked", "weighted"]),
+    "scored_responses": ("preference-sft", ["best", "weighted"]),
+    "mixed": ("domain", ["tuned-replay"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
     "instructed": ("searches", ["instructed"]),
@@ -50,9 +53,13 @@ MEASURED = {  # method -> (run, rungs)
     "mcts": ("searches", ["mcts"]),
 }
 PLACES = dict.fromkeys(
-    ("adapters", "cot-vs-direct", "dialogue", "domain"), "finetuning"
+    ("adapters", "cot-vs-direct", "dialogue", "domain", "preference-sft", "self-taught"), "finetuning"
 )  # run -> its folder below docs/results
-PAGES = {"searches": "[Beside all other searches](../results/searches.md). "}  # run -> what comes first
+PAGES = {  # run -> what comes first
+    "searches": "[Beside all other searches](../results/searches.md). ",
+    "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
+    "domain": "[With retention](../results/finetuning/domain.md). ",
+}
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
     "adaptive_consistency": ["adaptive"],

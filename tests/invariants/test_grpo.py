@@ -126,9 +126,10 @@ VARIANTS = {
         "rank": 4, "kl": 0.1, "kl_estimator": "k2",
     },
 }  # fmt: skip
+QUICK = ("updates_with_kl", "rloo_lora")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in VARIANTS])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_path):
     chosen = replace(BASE, **VARIANTS[name])
     expected = chosen(start, ROWS, tmp_path / "whole", seed=3)
@@ -139,7 +140,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     assert (resumed.cost.usage, resumed.cost.flops) == (expected.cost.usage, expected.cost.flops)
 
 
-@pytest.mark.parametrize("name", ["updates_with_kl", "gspo_resample"])
+@pytest.mark.parametrize("name", ["updates_with_kl", pytest.param("gspo_resample", marks=pytest.mark.slow)])
 def test_micro_batch_size_does_not_change_the_trajectory(name, start, tmp_path):
     slow = replace(BASE, **VARIANTS[name], lr=1e-4)  # so that rounding does not flip a sample
     whole = replace(slow, tokens_per_microbatch=100_000)(start, ROWS, tmp_path / "whole", seed=3)
@@ -161,12 +162,12 @@ def test_two_processes_give_the_trajectory_of_one(start, tmp_path):
 
 
 def test_kl_holds_the_policy_to_its_start(start, tmp_path):
-    free, held = replace(BASE, epochs=6, kl=1e-9), replace(BASE, epochs=6, kl=1.0)
+    free, held = replace(BASE, epochs=4, kl=1e-9), replace(BASE, epochs=4, kl=1.0)
     free(start, ROWS, tmp_path / "free", seed=3)
     held(start, ROWS, tmp_path / "held", seed=3)
     lines = metrics(tmp_path / "free"), metrics(tmp_path / "held")
     assert lines[0][0]["kl"] == lines[1][0]["kl"] == pytest.approx(0, abs=1e-9)
-    assert lines[1][-1]["kl"] < 0.6 * lines[0][-1]["kl"]
+    assert lines[1][-1]["kl"] < 0.7 * lines[0][-1]["kl"]
 
 
 def test_an_adapter_is_held_to_the_start_and_a_second_one_too(start, tmp_path):

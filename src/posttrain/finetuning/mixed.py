@@ -26,6 +26,7 @@ class Mixed:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     takes: ClassVar[str] = "rows"
     paper: ClassVar[str] = "Scialom et al. 2022, arXiv 2205.12393 (rehearsal)"
     cost: ClassVar[str] = "1 / (1 − share) times the training of the domain's rows alone"

@@ -64,6 +64,7 @@ class PreferenceSft(TrainerSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     scored: ClassVar[bool] = True  # rows keep their scores on the way here
     paper: ClassVar[str] = (
         "Peters and Schaal 2007 (weighted); Dong et al. 2023, arXiv 2304.06767 (best); "

@@ -30,6 +30,7 @@ class ScoredResponses:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Dong et al. 2023, arXiv 2304.06767; Gulcehre et al. 2023, arXiv 2308.08998"
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "questions are answered all right or all wrong, so that scores tell nothing"
