@@ -35,6 +35,7 @@ class OnlineSettings(TrainerSettings):
     asks: ClassVar[bool] = True  # rows are questions, and are kept as they are on the way here
 
     rewards: tuple[str, ...] = ("exact",)  # verifiers, `weight*spec` each
+    watched: tuple[str, ...] = ()  # verifiers that are told and do not count
     task: str = ""  # reads and grades answers; in a recipe, the stage's
     task_data: str | None = None  # its rows, where it has any
     rollout_tokens: int = 256  # of a sample, at most
@@ -73,6 +74,9 @@ def check_online(method: OnlineSettings, name: str) -> None:
         )
     for spec in method.rewards:
         weighted(spec)
+    for spec in method.watched:
+        if weighted(spec)[1] != spec.strip():
+            raise ConfigError(f"{name}: watched = '{spec}' has a weight, but what is watched does not count: leave it out")
     if not method.task:
         raise ConfigError(
             f"{name}: no task: set task= to what reads and grades the answers (gsm8k, reasoning_gym/…, a YAML file); in a "
@@ -82,7 +86,7 @@ def check_online(method: OnlineSettings, name: str) -> None:
 
 def identity(method: OnlineSettings) -> OnlineSettings:
     """Return the settings as they decide the result: models by their content, not by where they lie."""
-    return replace(method, rewards=identified(method.rewards))
+    return replace(method, rewards=identified(method.rewards), watched=identified(method.watched))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ class Question:
 
 def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Question], int]:
     """Return the rows as questions, and how many are left out because no sample would fit behind them."""
-    tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.opened.context
+    tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.context
     found = []
     for i, row in enumerate(session.rows):
         where = session.where(i)
@@ -126,7 +130,8 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said."""
+    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said,
+    by the measure's name."""
 
     questions: Sequence[Question]
     rollouts: Sequence[Sequence[Rollout]]
@@ -157,7 +162,7 @@ class Batch:
         distinct = [len({r.completion.text for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
         told = {
             "reward": float(self.rewards_PK.mean()),
-            **{f"reward_{name}": float(values.mean()) for name, values in self.given.items()},
+            **{name: float(values.mean()) for name, values in self.given.items()},
             "reward_std": float(self.rewards_PK.std(1).mean()) if self.rewards_PK.shape[1] > 1 else 0.0,
             "zero_variance": float((self.rewards_PK == self.rewards_PK[:, :1]).all(1).double().mean()),
             "distinct": sum(distinct) / len(distinct),
@@ -186,9 +191,8 @@ class Sampler:
             draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=session.seed,
             sampling=Sampling(temperature=method.rollout_temperature, max_tokens=method.rollout_tokens),
         )  # fmt: skip
-        return cls(
-            method=method, policy=policy, rewards=Rewards.open(method.rewards, task=task, golds=golds), samples=samples
-        )
+        rewards = Rewards.open(method.rewards, task=task, golds=golds, watched=method.watched)
+        return cls(method=method, policy=policy, rewards=rewards, samples=samples)
 
     def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
         """Return the samples of a step and what they are worth; a further `attempt` of the step draws others."""
