@@ -46,7 +46,9 @@ def shrunk(name: str, folder: Path) -> Path:
         if str(stage.get("data", {}).get("maker")).startswith("questions"):
             stage["data"]["maker"] = "questions:n=2"
         if stage["name"] == "train-ppo":
-            stage["train"]["method"] = changes["stages.train-ppo.train.method"].replace("rollout_tokens=24", "rollout_tokens=4")
+            stage["train"]["method"] = changes["stages.train-ppo.train.method"].replace(
+                "rollout_tokens=24", "rollout_tokens=4"
+            )
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
     path = folder / "recipe.yaml"

@@ -10,7 +10,14 @@ from posttrain.report.build import Trained, build_report
 from posttrain.report.proxy_gold import course_of
 
 LINES = [
-    {"step": s, "kl": 0.1 * s, "reward": 1.0 * s, "watched_exact": 0.5 - 0.002 * (s - 12) ** 2, "watched_b": 1.0, "loss": 0.0}
+    {
+        "step": s,
+        "kl": 0.1 * s,
+        "reward": 1.0 * s,
+        "watched_exact": 0.5 - 0.002 * (s - 12) ** 2,
+        "watched_b": 1.0,
+        "loss": 0.0,
+    }
     for s in range(1, 21)
 ]
 
@@ -40,7 +47,15 @@ def test_the_report_tells_and_draws_it(tmp_path: Path) -> None:
         name="ppo", label="PPO <a>", method="ppo", weights=1, share=1.0, peak_bytes=1, seconds=1.0, tokens=1, flops=1.0,
         steps=20, losses=(1.0, 0.5), course=course_of("PPO <a>", LINES),
     )  # fmt: skip
-    told = {"name": "ppo", "label": "PPO <a>", "method": "ppo", "held_out": None, "losses": [], "sentence": "", "samples": []}
+    told = {
+        "name": "ppo",
+        "label": "PPO <a>",
+        "method": "ppo",
+        "held_out": None,
+        "losses": [],
+        "sentence": "",
+        "samples": [],
+    }
     build_report("T", [], tmp_path, meta={}, notes=[], training=[told], trained=[made])
     assert "exact, which was watched, was highest at step 12" in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()
