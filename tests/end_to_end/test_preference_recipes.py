@@ -43,6 +43,12 @@ def shrunk(name: str, folder: Path) -> Path:
             stage["data"] = {"file": "pairs.jsonl"}
         if str(stage.get("data", {}).get("maker")).startswith("scored_responses"):
             stage["data"] = {"file": "scored.jsonl"}
+        if str(stage.get("data", {}).get("maker")).startswith("questions"):
+            stage["data"]["maker"] = "questions:n=2"
+        if stage["name"] == "train-ppo":
+            stage["train"]["method"] = changes["stages.train-ppo.train.method"].replace(
+                "rollout_tokens=24", "rollout_tokens=4"
+            )
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
     path = folder / "recipe.yaml"
@@ -55,6 +61,7 @@ def shrunk(name: str, folder: Path) -> Path:
     ("online_dpo", ["sft-greedy", "round-1", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
     ("oreo", ["start", "rejection", "offline", "beam", "value-beam", "online-1"]),
+    ("rlhf", ["start", "best", "ppo"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,7 +69,12 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
-    assert len(trained) == {"preference": 8, "online_dpo": 4, "preference_sft": 5, "oreo": 4}[name]
+    assert len(trained) == {"preference": 8, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 3}[name]
+    if name == "rlhf":
+        (ppo,) = [made for made in trained if made["method"] == "ppo"]
+        assert ppo["value"]["start"]["path"].endswith("reward/checkpoint")
+        (stage,) = [stage for stage in report["trained"] if stage["course"]]
+        assert (stage["name"], stage["course"]["gold"]) == ("train-ppo", "exact")
 
 
 def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
 from ..report.alignment import Judged, alignment
 from ..report.build import Rung, Trained, build_report, oracle_rows, print_report
+from ..report.proxy_gold import course_of
 from .trainings import trainings
 
 __all__ = ["report_run"]
@@ -130,6 +131,7 @@ def _trained(shop: Workshop, stage: StageConfig) -> Trained:
         steps=len(lines),
         losses=(lines[0]["loss"], lines[-1]["loss"]),
         held_out=made.get("evaluation"),
+        course=course_of(_label(stage), lines),
     )
 
 

@@ -118,8 +118,8 @@ class TrainStage(Strict):
     """Train with a method on an earlier data stage's rows.
 
     `eval_data` names a data stage whose rows are held out, `teacher` the training stage that a distillation learns from.
-    Online methods grade with a `task` (default: the recipe's) and learn from `rewards`, verifiers with weights. The method's
-    own settings may name training stages too: `value_start=stage:NAME/value`.
+    Online methods grade with a `task` (default: the recipe's) and learn from `rewards`, verifiers with weights; `watched`
+    ones are told beside them. The method's own settings may name training stages too: `value_start=stage:NAME/value`.
     """
 
     method: str
@@ -128,11 +128,13 @@ class TrainStage(Strict):
     teacher: str | None = None
     task: str | None = None  # one of the recipe's `tasks`, or a task by itself
     rewards: list[str] | None = None  # `weight*spec` each
+    watched: list[str] | None = None  # specs
 
     @property
     def scoring(self) -> tuple[str, ...]:
-        """The training stages whose checkpoints the rewards score with: `model=stage:NAME`."""
-        return tuple(dict.fromkeys(name for spec in self.rewards or () for name in stages_named(spec)))
+        """The training stages whose checkpoints the rewards score with, or what is watched: `model=stage:NAME`."""
+        specs = (*(self.rewards or ()), *(self.watched or ()))
+        return tuple(dict.fromkeys(name for spec in specs for name in stages_named(spec)))
 
     @property
     def reading(self) -> tuple[str, ...]:

@@ -107,7 +107,9 @@ class Workshop:
             facts["teacher"] = static_fingerprint(stage.eval.teacher)
         if stage.train is not None:
             facts |= files_of(build_trainer(stage.train.method))
-            if models := fingerprints([weighted(spec)[1] for spec in stage.train.rewards or ()]):
+            if models := fingerprints(
+                [weighted(s)[1] for s in (*(stage.train.rewards or ()), *(stage.train.watched or ()))]
+            ):
                 facts["scorers"] = models
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

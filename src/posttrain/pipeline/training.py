@@ -53,7 +53,7 @@ def trainer_of(
 def _online(config: TrainStage, trainer: Any, folders: Mapping[str, Path] | None, task: TaskUse | None) -> Any:
     """Return a trainer that asks questions with its task and its rewards."""
     if not getattr(trainer, "asks", False):
-        for key in ("task", "rewards"):
+        for key in ("task", "rewards", "watched"):
             if getattr(config, key) is not None:
                 raise ConfigError(f"'{config.method}' asks no questions, so the stage's '{key}' must be left out")
         return trainer
@@ -61,13 +61,15 @@ def _online(config: TrainStage, trainer: Any, folders: Mapping[str, Path] | None
         raise ConfigError(f"'{config.method}': in a recipe the task is the stage's or the recipe's: leave task= out here")
     if task is not None:
         trainer = replace(trainer, task=task.task, task_data=task.data)
-    if config.rewards is not None:
-        if trainer.rewards != type(trainer)().rewards:
-            raise ConfigError(f"'{config.method}': both the method and its stage have rewards: leave one of them out")
-        for spec in config.rewards:
+    for key in ("rewards", "watched"):
+        specs = getattr(config, key)
+        if specs is None:
+            continue
+        if getattr(trainer, key) != getattr(type(trainer)(), key):
+            raise ConfigError(f"'{config.method}': both the method and its stage have {key}: leave one of them out")
+        for spec in specs:
             weighted(spec)  # mistakes first
-        rewards = [placed(spec, folders) for spec in config.rewards] if folders is not None else config.rewards
-        trainer = replace(trainer, rewards=tuple(rewards))
+        trainer = replace(trainer, **{key: tuple(specs if folders is None else (placed(spec, folders) for spec in specs))})
     return trainer
 
 

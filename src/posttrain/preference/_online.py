@@ -36,6 +36,7 @@ class OnlineSettings(TrainerSettings):
     asks: ClassVar[bool] = True  # rows are questions, and are kept as they are on the way here
 
     rewards: tuple[str, ...] = ("exact",)  # verifiers, `weight*spec` each
+    watched: tuple[str, ...] = ()  # verifiers that are told and do not count
     task: str = ""  # reads and grades answers; in a recipe, the stage's
     task_data: str | None = None  # its rows, where it has any
     rollout_tokens: int = 256  # of a sample, at most
@@ -74,6 +75,9 @@ def check_online(method: OnlineSettings, name: str) -> None:
         )
     for spec in method.rewards:
         weighted(spec)
+    for spec in method.watched:
+        if weighted(spec)[1] != spec.strip():
+            raise ConfigError(f"{name}: watched = '{spec}' has a weight, but what is watched does not count: leave it out")
     if not method.task:
         raise ConfigError(
             f"{name}: no task: set task= to what reads and grades the answers (gsm8k, reasoning_gym/…, a YAML file); in a "
@@ -83,7 +87,7 @@ def check_online(method: OnlineSettings, name: str) -> None:
 
 def identity(method: OnlineSettings) -> OnlineSettings:
     """Return the settings as they decide the result: models by their content, not by where they lie."""
-    return replace(method, rewards=identified(method.rewards))
+    return replace(method, rewards=identified(method.rewards), watched=identified(method.watched))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,7 @@ class Question:
 
 def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Question], int]:
     """Return the rows as questions, and how many are left out because no sample would fit behind them."""
-    tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.opened.context
+    tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.context
     found = []
     for i, row in enumerate(session.rows):
         where = session.where(i)
@@ -129,7 +133,8 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said."""
+    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said,
+    by the measure's name."""
 
     questions: Sequence[Question]
     rollouts: Sequence[Sequence[Rollout]]
@@ -160,7 +165,7 @@ class Batch:
         distinct = [len({r.completion.text for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
         told = {
             "reward": float(self.rewards_PK.mean()),
-            **{f"reward_{name}": float(v.nanmean()) for name, v in self.given.items() if not bool(v.isnan().all())},
+            **{name: float(v.nanmean()) for name, v in self.given.items() if not bool(v.isnan().all())},
             "reward_std": float(self.rewards_PK.std(1).mean()) if self.rewards_PK.shape[1] > 1 else 0.0,
             "zero_variance": float((self.rewards_PK == self.rewards_PK[:, :1]).all(1).double().mean()),
             "distinct": sum(distinct) / len(distinct),
@@ -189,7 +194,7 @@ class Sampler:
             draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=session.seed,
             sampling=Sampling(temperature=method.rollout_temperature, max_tokens=method.rollout_tokens),
         )  # fmt: skip
-        rewards = Rewards.open(method.rewards, task=cast(Task, _AsAsked(task)), golds=golds)
+        rewards = Rewards.open(method.rewards, task=cast(Task, _AsAsked(task)), golds=golds, watched=method.watched)
         for question in questions:
             rewards.check(question.only, session.where(question.row))
         return cls(method=method, policy=policy, rewards=rewards, samples=samples)

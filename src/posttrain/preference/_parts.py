@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..core.seeds import rng
 from ..core.types import ModelShape
 from ..data.masks import Encoded
 from ..models.sharing import shared_prefix
@@ -17,9 +18,11 @@ from ..training.processes import say
 from ..training.rollouts import Rollout
 from ..training.session import group_work
 from ..training.step import Work
-from ._online import Batch
+from ._online import Batch, OnlineSettings
 
-__all__ = ["Counts", "Part", "asking_work", "flat", "part_work", "parts_of", "rewards_at_both_ends"]
+__all__ = [
+    "Counts", "Part", "asking_work", "flat", "part_work", "parts_of", "pieces_of", "rewards_at_both_ends", "shares_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +73,6 @@ def parts_of(
             k for k, rollout in enumerate(rollouts)
             if (every or advantages_PK[p, k] != 0) and not (drop_cut and rollout.cut)
         ]  # fmt: skip
-        pieces: list[list[int]] = []
-        used = 0
-        for k in sorted(kept, key=lambda k: -len(rollouts[k].encoded.ids)):
-            own = len(rollouts[k].encoded.ids) - question.tokens
-            if not pieces or used + own > budget:
-                pieces.append([])
-                used = question.tokens
-            pieces[-1].append(k)
-            used += own
         found.append(
             [
                 Part(
@@ -89,10 +83,56 @@ def parts_of(
                     old=() if old is None else tuple(old[p][k] for k in piece),
                     reference=() if reference is None else tuple(reference[p][k] for k in piece),
                 )
-                for piece in pieces
+                for piece in pieces_of(rollouts, kept, prompt=question.tokens, budget=budget)
             ]
         )
     return found
+
+
+def pieces_of(rollouts: Sequence[Rollout], kept: Sequence[int], *, prompt: int, budget: int) -> list[list[int]]:
+    """Cut a prompt's kept samples, the longest first, into pieces of at most `budget` tokens, the prompt counted once."""
+    pieces: list[list[int]] = []
+    used = 0
+    for k in sorted(kept, key=lambda k: -len(rollouts[k].encoded.ids)):
+        own = len(rollouts[k].encoded.ids) - prompt
+        if not pieces or used + own > budget:
+            pieces.append([])
+            used = prompt
+        pieces[-1].append(k)
+        used += own
+    return pieces
+
+
+class _Shared(Protocol):
+    """What is dealt out to updates: `counts` of its update, and whether no update has come before."""
+
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def on_policy(self) -> bool: ...
+
+
+_S = TypeVar("_S", bound=_Shared)
+
+
+def shares_of(
+    batch: Batch, parts: Sequence[Sequence[_S]], method: OnlineSettings, *, seed: int, step: int
+) -> list[list[_S]]:
+    """Return what each update trains on: prompts are dealt out anew in every iteration, with counts of their own."""
+    shares: list[list[_S]] = []
+    on_policy = True
+    for iteration in range(method.iterations):
+        order = list(range(len(parts)))
+        if method.minibatches > 1:
+            rng(seed, "minibatches", step, iteration).shuffle(order)
+        for i in range(method.minibatches):
+            chosen = order[i :: method.minibatches]
+            counts = Counts.of([batch.rollouts[at] for at in chosen], drop_cut=method.drop_cut)
+            changed = {"counts": counts, "on_policy": on_policy}
+            share: list[Any] = [replace(part, **changed) for at in chosen for part in parts[at]]  # type: ignore[type-var]
+            shares.append(share)
+            on_policy = on_policy and not share
+    return shares
 
 
 def flat(values: Iterable[Sequence[Tensor]]) -> Tensor:

@@ -1,6 +1,6 @@
 """Rewards of online methods: any weighted mix of verifiers, each told by itself, and what they cost.
 
-R(x, y) = Σ_k w_k v_k(x, y)
+R(x, y) = Σ_k w_k v_k(x, y); verifiers that are only watched are told and add nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Rewarded", "Rewards", "identified"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewarded:
-    """What the samples of some examples are worth: `total_PK`, and each verifier's own `values` by its name."""
+    """What the samples of some examples are worth: `total_PK`, and each verifier's own `values` by its measure's name."""
 
     total_PK: Tensor
     values: Mapping[str, Tensor]
@@ -42,26 +42,29 @@ class Rewarded:
 class Rewards:
     """Opened verifiers with their weights."""
 
-    verifiers: Sequence[tuple[str, float, Verifier]]  # name, weight
+    verifiers: Sequence[tuple[str, float | None, Verifier]]  # measure, weight; None: only watched
     account: Account
 
     @classmethod
-    def open(cls, specs: Sequence[str], *, task: Task, golds: Mapping[str, Example]) -> Rewards:
-        """Open verifiers, `weight*spec` each (weight 1 if there is none); those may see the gold answers."""
+    def open(
+        cls, specs: Sequence[str], *, task: Task, golds: Mapping[str, Example], watched: Sequence[str] = ()
+    ) -> Rewards:  # fmt: skip
+        """Open verifiers, `weight*spec` each (weight 1 if there is none), and watched ones; all may see the gold."""
         account = Account()
 
         def meter(engine: Engine, role: str) -> Engine:
             return Metered(engine, account, role)
 
-        found: list[tuple[str, float, Verifier]] = []
-        for weight, spec in map(weighted, specs):
+        found: list[tuple[str, float | None, Verifier]] = []
+        wanted = [("reward", *weighted(spec)) for spec in specs] + [("watched", None, weighted(spec)[1]) for spec in watched]
+        for kind, weight, spec in wanted:
             if compares(spec):
                 raise ConfigError(f"rewards: '{spec}' compares two texts and scores none by itself: use tournament")
-            name = parse(spec).name.partition("@")[0]
+            name = f"{kind}_{parse(spec).name.partition('@')[0]}"
             same = sum(other.partition("#")[0] == name for other, _, _ in found)
             verifier = build_verifier(spec, task=task, golds=golds, meter=meter)
             found.append((name if not same else f"{name}#{same + 1}", weight, verifier))
-        if not found:
+        if not specs:
             raise ConfigError("rewards: none is given: name at least one verifier, as in rewards=[exact]")
         return cls(verifiers=found, account=account)
 
@@ -90,12 +93,13 @@ class Rewards:
         values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
         for (name, _, _), values_PK in zip(self.verifiers, values, strict=True):
             bad = (~values_PK.isfinite()).any(1).nonzero().flatten().tolist()
-            bad = [p for p in bad if not only[p] or name in only[p]]
+            bad = [p for p in bad if not only[p] or _plain(name) in only[p]]
             if bad:
                 raise TrainingError(
-                    f"reward '{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
+                    f"'{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
                 )
-        total_PK = sum(weight * v.nan_to_num(0.0) for (_, weight, _), v in zip(self.verifiers, values, strict=True))
+        counted = zip(self.verifiers, values, strict=True)
+        total_PK = sum(weight * v.nan_to_num(0.0) for (_, weight, _), v in counted if weight is not None)
         assert isinstance(total_PK, Tensor)
         named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
         return Rewarded(total_PK=total_PK, values=named, cost=spent)
@@ -106,7 +110,7 @@ class Rewards:
         """Return values by example, verifier and text."""
 
         async def one(name: str, verifier: Verifier, at: int) -> list[float]:
-            if only[at] and name not in only[at]:
+            if only[at] and _plain(name) not in only[at]:
                 return [math.nan] * len(texts[at])
             return [score.value for score in await verifier(examples[at].public(), texts[at])]
 
@@ -117,10 +121,15 @@ class Rewards:
 
     def check(self, only: Sequence[str], where: str) -> None:
         """Raise `DataError` unless every name is one of these rewards."""
-        names = [name for name, _, _ in self.verifiers]
+        names = [_plain(name) for name, weight, _ in self.verifiers if weight is not None]
         for name in only:
             if name not in names:
                 raise DataError(f"{where}: '{name}' is none of the rewards {', '.join(names)}{did_you_mean(name, names)}")
+
+
+def _plain(measure: str) -> str:
+    """Return the verifier's name of a measure."""
+    return measure.partition("_")[2]
 
 
 def identified(specs: Sequence[str]) -> tuple[str, ...]:

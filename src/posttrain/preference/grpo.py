@@ -42,7 +42,7 @@ from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
-from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, rewards_at_both_ends
+from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, rewards_at_both_ends, shares_of
 
 __all__ = ["Grpo"]
 
@@ -174,7 +174,7 @@ class _Stepper:
         if method.resample:
             told["asked"] = asked
         told["generated"] = cost.usage.generated
-        shares = self._shares(batch, parts, step)
+        shares = shares_of(batch, parts, method, seed=self.session.seed, step=step)
         return FreshItems(items=shares[0] if len(shares) == 1 else (), cost=cost, measures=told, updates=shares)
 
     def _sampled(self, rows: Sequence[Question], step: int) -> tuple[Batch, int]:
@@ -198,21 +198,6 @@ class _Stepper:
             kept = kept.and_(more.of(_differing(more)))
         chosen = kept if len(kept.questions) else batch  # nothing differs: a step without a gradient, told as it is
         return replace(chosen, cost=whole.cost), asked
-
-    def _shares(self, batch: Batch, parts: Sequence[Sequence[Part]], step: int) -> list[list[Part]]:
-        """Return what each update trains on: prompts are dealt out anew in every iteration, with counts of their own."""
-        method, shares = self.method, []
-        on_policy = True
-        for iteration in range(method.iterations):
-            order = list(range(len(parts)))
-            if method.minibatches > 1:
-                rng(self.session.seed, "minibatches", step, iteration).shuffle(order)
-            for i in range(method.minibatches):
-                chosen = order[i :: method.minibatches]
-                counts = Counts.of([batch.rollouts[at] for at in chosen], drop_cut=method.drop_cut)
-                shares.append([replace(part, counts=counts, on_policy=on_policy) for at in chosen for part in parts[at]])
-                on_policy = on_policy and not shares[-1]
-        return shares
 
 
 def _differing(batch: Batch) -> list[int]:

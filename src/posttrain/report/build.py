@@ -37,10 +37,11 @@ def build_report(
     report |= {"trained": trained_facts(trained)}
     from .alignment_figure import draw_alignment
     from .figures import draw_all  # matplotlib takes half a second
+    from .proxy_gold import draw_courses
     from .retention_figure import draw_retention
 
     drawn = [*draw_all(report, out / "figures"), *draw_retention(report, out / "figures")]
-    drawn += draw_alignment(report, out / "figures")
+    drawn += [*draw_alignment(report, out / "figures"), *draw_courses(report, out / "figures")]
     write_atomic(out / "report.md", _rendered("report.md.j2", report, drawn))
     write_atomic(out / "report.html", _rendered("report.html.j2", report, drawn))
     write_json(out / "report.json", report)

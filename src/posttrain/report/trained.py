@@ -29,6 +29,7 @@ class Trained:
     steps: int
     losses: tuple[float, float]
     held_out: Mapping[str, Any] | None = None  # what `posttrain.json` says of the evaluation
+    course: Mapping[str, Any] | None = None  # reward and what was watched against KL (`proxy_gold.course_of`)
 
 
 def trained_facts(stages: Sequence[Trained]) -> list[dict[str, Any]]:

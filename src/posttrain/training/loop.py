@@ -63,7 +63,7 @@ def fit(
     held_out, samples = companions.held_out, companions.samples
     settings = learner.optimiser.settings
     total = epochs * steps_per_epoch(len(items), batch_size)
-    done = _resume(learner, out, key, held_out)
+    done = _resume(learner, out, key, companions)
     devices = [learner.device] if learner.device.type == "cuda" else []
     with ExitStack() as stack:
         lines = _Lines(out, key, companions, done)
@@ -157,7 +157,7 @@ def _line(step: int, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
     return {"step": step + 1, "epoch": epoch, **measured, "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
 
 
-def _resume(learner: Learner, out: Path, key: str, held_out: HeldOut | None) -> int:
+def _resume(learner: Learner, out: Path, key: str, companions: Companions) -> int:
     """Load the newest state that can be read and return how many steps it has done."""
     device = torch.device("cpu") if learner.optimiser.sharded else learner.device  # whole tensors, of which slices are taken
     found = load_newest(out / "state", key=key, device=device, say=say)
@@ -170,8 +170,10 @@ def _resume(learner: Learner, out: Path, key: str, held_out: HeldOut | None) -> 
     tensors, facts = found
     learner.optimiser.load(tensors)
     learner.cost = cost_from_dict(facts["cost"])
-    if held_out is not None:
-        held_out.load(facts["held_out"])
+    if companions.held_out is not None:
+        companions.held_out.load(facts["held_out"])
+    if "fresh" in facts:
+        companions.fresh.load(facts["fresh"])  # type: ignore[union-attr]
     if learner.alarm is not None and "alarm" in facts:  # the alarm may have been set after the kill
         learner.alarm.load(facts["alarm"])
     return int(facts["step"])
@@ -187,6 +189,8 @@ def _save(learner: Learner, out: Path, key: str, step: int, companions: Companio
             facts["held_out"] = companions.held_out.state()
         if learner.alarm is not None:
             facts["alarm"] = learner.alarm.state()
+        if (state := getattr(companions.fresh, "state", None)) is not None:
+            facts["fresh"] = state()
         save_state(out / "state", step, tensors, facts)
         older = [step_of(path) for path in all_states(out / "state") if step_of(path) < step]
         keep_states(out / "state", {step, *(older[1 - companions.keep :] if companions.keep > 1 else ())})

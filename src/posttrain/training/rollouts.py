@@ -49,7 +49,9 @@ class FreshItems:
     updates: Sequence[Sequence[Any]] = ()
 
 
-Fresh = Callable[[Sequence[Any], int], FreshItems]  # (the step's rows, the step from 0)
+# (the step's rows, the step from 0). One that remembers more than its rows and the weights has `state()`, a JSON object that
+# is saved with every state, and `load(state)`.
+Fresh = Callable[[Sequence[Any], int], FreshItems]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
