@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 
 BASE = Ppo(
     task="reasoning_gym/chain_sum", rewards=(f"rule:parses=false,steps=false,regex='{PATTERN}'",), rollout_tokens=6,
-    samples=2, lr=5e-3, value_lr=2e-2, epochs=2, batch_size=3, save_every=2, dtype="float32", iterations=2, kl=0.1, warmup=0.0,
+    samples=2, lr=5e-3, value_lr=2e-2, epochs=2, batch_size=3, save_every=2, dtype="float32", iterations=2, kl=0.1,
+    warmup=0.0,
 )  # fmt: skip
 VARIANTS = {
     "adaptive": {"kl_target": 0.5, "kl_horizon": 20, "minibatches": 2, "watched": ("length:max=4",), "value_warmup": 1},
@@ -89,7 +90,7 @@ def test_the_second_step_is_worked_out_by_transformers_alone(changes, start, opi
     valued = AutoModelForTokenClassification.from_pretrained(first.path / "value", dtype=torch.float32).eval()
     rollouts = sampled(policy, ROWS, step=1, temperature=heat, group=2)
     flat, worth = [r for each in rollouts for r in each], rewards_of(rollouts).flatten().tolist()
-    assert any(r.cut for r in flat) and not all(r.cut for r in flat)
+    assert {r.cut for r in flat} == {True, False}
     logps = [logps_of(policy, r, heat) for r in flat]
     prices = [ours.detach() - logps_of(reference, r, heat).detach() for ours, r in zip(logps, flat, strict=True)]
     values = [values_of(valued, r) for r in flat]
@@ -173,7 +174,7 @@ def test_two_processes_give_the_trajectory_of_one(start, whole, tmp_path):
 
 
 def test_the_reward_rises_and_the_value_model_learns_what_to_expect(start, tmp_path):
-    method = replace(BASE, epochs=10, batch_size=7, samples=3, iterations=1, kl=0.01, save_every=0, lr=1e-2)
+    method = replace(BASE, epochs=8, batch_size=7, samples=3, iterations=1, kl=0.01, save_every=0, lr=1e-2)
     made = method(start, ROWS, tmp_path, seed=3)
     told = json.loads((made.path / "posttrain.json").read_text())
     assert told["rewards"]["reward_last"] > told["rewards"]["reward_first"] + 0.2

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from posttrain.core.errors import ConfigError
 from posttrain.pipeline.naming import placed, stages_named
 from posttrain.pipeline.recipe import Recipe, TrainStage
 from posttrain.pipeline.training import files_of, trainer_of
@@ -50,3 +51,22 @@ def test_the_folder_stands_where_the_name_stood(tmp_path: Path) -> None:
 def test_a_wrong_name_is_one_sentence(method: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         recipe({"name": "second", "train": {"method": method, "data": "rows"}})
+
+
+def test_a_stage_has_a_value_model_rewards_and_what_is_watched_all_from_other_stages(tmp_path: Path) -> None:
+    first = {"name": "first", "train": {"method": "oreo", "data": "rows"}}
+    asked = {
+        "method": "ppo:value_start=stage:first/value", "data": "rows", "watched": ["reward_model:model=stage:first"],
+        "rewards": ["2*reward_model:model=stage:first"],
+    }  # fmt: skip
+    found = recipe(first, {"name": "second", "train": asked}).stage("second")
+    assert set(found.inputs) == {"first", "rows"}
+    assert found.train is not None
+    trainer: Any = trainer_of(found.train, {"first": tmp_path, "rows": tmp_path})
+    folder = str((tmp_path / "checkpoint").resolve())
+    assert trainer.value_start == f"{folder}/value"
+    assert folder in trainer.rewards[0]
+    assert trainer.rewards[0].startswith("2*")
+    assert folder in trainer.watched[0]
+    with pytest.raises(ConfigError, match="both the method and its stage have watched"):
+        trainer_of(TrainStage(method="ppo:watched=[exact]", data="rows", watched=["rule"]))

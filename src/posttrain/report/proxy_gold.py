@@ -1,7 +1,7 @@
 """What a policy was trained on (the proxy) and what was only watched (the gold) against the KL from its start.
 
-Optimising a proxy helps what it stands for at first, and hurts it in the end (Gao et al. 2022, 2210.10760): the gold rises, is
-highest, and falls while the proxy goes on rising.
+Optimising a proxy helps what it stands for at first, and hurts it in the end (Gao et al. 2022, 2210.10760): the gold
+rises, is highest, and falls while the proxy goes on rising.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def course_of(label: str, lines: Sequence[Facts]) -> dict[str, Any] | None:
     over = "" if width == 1 else f" (means of {width} steps)"
     sentence = (
         f"{label}: {name}, which was watched, was highest at step {best['step']}, {best['gold']:.3f} at a KL of "
-        f"{best['kl']:.2f}{over}; it began at {first['gold']:.3f} and ended at {last['gold']:.3f} at a KL of {last['kl']:.2f}, "
-        f"while the reward went from {first['proxy']:.3f} to {last['proxy']:.3f}."
+        f"{best['kl']:.2f}{over}; it began at {first['gold']:.3f} and ended at {last['gold']:.3f} at a KL of "
+        f"{last['kl']:.2f}, while the reward went from {first['proxy']:.3f} to {last['proxy']:.3f}."
     )
     return {"gold": name, "best_step": best["step"], "points": points, "sentence": sentence}
 
