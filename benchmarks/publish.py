@@ -38,6 +38,7 @@ MEASURED = {  # method -> (run, rungs)
     "dpo": ("quickstart", ["dpo-greedy"]),
     "preference_sft": ("preference-sft", ["chosen", "best", "ranked", "weighted"]),
     "scored_responses": ("preference-sft", ["best", "weighted"]),
+    "verified_traces": ("self-taught", ["test-1", "test-2"]),
     "mixed": ("domain", ["tuned-replay"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
@@ -58,6 +59,7 @@ PLACES = dict.fromkeys(
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
+    "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
     "domain": "[With retention](../results/finetuning/domain.md). ",
 }
 REPLAYS = ("test_time", "test_time_needle")

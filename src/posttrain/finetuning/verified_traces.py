@@ -31,6 +31,7 @@ class VerifiedTraces:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Yuan et al. 2023, arXiv 2308.01825; Zelikman et al. 2022, arXiv 2203.14465"
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "few questions are ever answered right; easy ones fill the data; right by luck counts as right"
