@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from posttrain.cli.main import app
 from posttrain.cli.reporting import report_run
+from posttrain.core.specs import parse
 from posttrain.pipeline.recipe import load_recipe
 from posttrain.pipeline.run import run_recipe
 
@@ -43,8 +44,7 @@ def shrunk(name: str, folder: Path) -> Path:
             stage["data"] = {"file": str(folder / "traces.jsonl")}
         if maker.startswith("questions"):
             stage["data"].pop("from", None)
-            head, _, tail = maker.partition("lowest=0.1,highest=0.9")
-            stage["data"]["maker"] = head + "n=4,split=validation" + tail if tail or "lowest" in maker else maker
+            stage["data"]["maker"] = maker.replace("lowest=0.1,highest=0.9", "n=4")
             for count in ("n=96", "n=32"):
                 stage["data"]["maker"] = stage["data"]["maker"].replace(count, "n=2")
         if "rewards" in stage.get("train", {}):
@@ -80,6 +80,17 @@ def test_the_recipe_runs(
         assert all(0 < line["reward_reward_model"] < 1 for line in lines if "reward_reward_model" in line)
         assert any("reward_reward_model" in line for line in lines)
         assert any("reward_exact" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_questions_are_chosen_of_the_split_that_was_sampled(path: Path) -> None:
+    recipe = load_recipe(path)
+    for stage in recipe.stages:
+        if stage.data is None or stage.data.source is None or not str(stage.data.maker).startswith("questions"):
+            continue
+        sampled = recipe.stage(stage.data.source).eval
+        assert sampled is not None
+        assert parse(str(stage.data.maker)).params.get("split", "train") == sampled.split
 
 
 def test_grpo_from_the_command_line(tmp_path: Path) -> None:
