@@ -1,6 +1,7 @@
 """GRPO on tiny models: the first step by hand, skipped samples, one trajectory however cut, resume, KL, settings."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -9,13 +10,15 @@ import torch
 from tiny_models import ending_folder, tokenizer
 from training_runs import killed_after, metrics, same, two_processes, weights
 
-from posttrain.core.errors import ConfigError, DataError, ModelError
-from posttrain.core.types import Checkpoint, Message, Prompt, Sampling
+from posttrain.core.errors import ConfigError, DataError, ModelError, TrainingError
+from posttrain.core.types import Checkpoint, Example, Message, Prompt, Sampling, Score
 from posttrain.engines.local.replies import drawn
+from posttrain.engines.meter import Account
 from posttrain.models.load import load
 from posttrain.models.shape import shape_of
 from posttrain.preference import _parts, grpo
 from posttrain.preference._online import overlong_punishment
+from posttrain.preference._rewards import Rewards
 from posttrain.preference.grpo import Grpo
 from posttrain.training.rollouts import Policy
 
@@ -204,6 +207,27 @@ def test_several_rewards_are_added_with_their_weights_and_told_apart(start, tmp_
         assert row["reward"] == pytest.approx(sum(weight * row[f"reward_{name}"] for weight, name in parts))
 
 
+def test_a_judge_behind_a_service_is_a_reward(start, tmp_path):
+    """Every step has an event loop of its own, and the engine is opened once."""
+    rules = replace(BASE, epochs=1, watched=("judge:model=scripted",))
+    with pytest.raises(TrainingError, match="'watched_judge' is no finite number for a reply to row"):
+        rules(start, ROWS, tmp_path, seed=3)  # made-up answers hold no grade: it was asked, and that is told
+
+
+def test_a_reply_without_a_verdict_counts_as_the_mean_of_the_others():
+    async def judge(example, texts):
+        return [Score(value=float(text) if text else math.nan) for text in texts]
+
+    rewards = Rewards(verifiers=[("reward_judge", 2.0, judge)], account=Account())
+    asked = [Example(id="0"), Example(id="1")]
+    found = rewards(asked, [["1", "", "5"], ["2", "2", "4"]], [0, 1], [(), ()])
+    assert found.total_PK.tolist() == [[2, 6, 10], [4, 4, 8]]
+    with pytest.raises(TrainingError, match="'reward_judge' is no finite number for a reply to row 7"):
+        rewards(asked, [["1", "2"], ["", ""]], [5, 7], [(), ()])
+    with pytest.raises(TrainingError, match="reply to row 5"):
+        rewards(asked, [["1", "inf"], ["1", "2"]], [5, 7], [(), ()])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -220,6 +244,7 @@ def test_several_rewards_are_added_with_their_weights_and_told_apart(start, tmp_
         ({"surrogate": "cispo", "dual_clip": 3.0}, "dual_clip belongs to surrogate=clip"),
         ({"surrogate": "cispo", "ratio": "sequence"}, "ratio=sequence belongs to surrogate=clip"),
         ({"kl_in": "reward"}, "kl_in=reward needs kl"),
+        ({"group": 1, "baseline": "zero", "scale": "one", "resample": 1}, "resample looks for samples that differ"),
         ({"clip_low": 0.0}, r"clip_low = 0.0 must be in \(0, 1\]"),
         ({"rollout_temperature": 0.0}, "greedy replies to one prompt are all the same"),
         ({"sharding": "full"}, "sharding=full does not go with samples of the model in training"),

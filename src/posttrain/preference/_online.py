@@ -172,6 +172,8 @@ class Batch:
             "reply_tokens": sum(rollout.encoded.trained for rollout in flat) / len(flat),
             "cut": sum(rollout.cut for rollout in flat) / len(flat),
         }
+        unread = [float((v.isnan() & ~v.isnan().all(1, keepdim=True)).double().mean()) for v in self.given.values()]
+        told |= {"unscored": max(unread)} if any(unread) else {}
         return told | ({"entropy": -sum(logps) / len(logps)} if logps else {})
 
 

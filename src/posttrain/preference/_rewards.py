@@ -22,9 +22,10 @@ from ..core.protocols import Engine, Task, Verifier
 from ..core.specs import Spec, format_spec, parse
 from ..core.types import Cost, Example
 from ..engines.meter import Account, Metered
+from ..engines.services import SERVICES, open_service
 from ..models.load import fingerprint_of
 from ..training.processes import rank_and_world
-from ..verifiers.build import build_verifier, compares, files_of, weighted
+from ..verifiers.build import build_verifier, compares, files_of, local_engine, weighted
 
 __all__ = ["Rewarded", "Rewards", "identified"]
 
@@ -62,7 +63,7 @@ class Rewards:
                 raise ConfigError(f"rewards: '{spec}' compares two texts and scores none by itself: use tournament")
             name = f"{kind}_{parse(spec).name.partition('@')[0]}"
             same = sum(other.partition("#")[0] == name for other, _, _ in found)
-            verifier = build_verifier(spec, task=task, golds=golds, meter=meter)
+            verifier = build_verifier(spec, task=task, golds=golds, meter=meter, opener=_opened)
             found.append((name if not same else f"{name}#{same + 1}", weight, verifier))
         if not specs:
             raise ConfigError("rewards: none is given: name at least one verifier, as in rewards=[exact]")
@@ -74,7 +75,8 @@ class Rewards:
     ) -> Rewarded:  # fmt: skip
         """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
 
-        `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing.
+        `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing. A
+        text without a readable verdict is NaN there too, and worth what the prompt's others are; one at least must have one.
         Several processes ask for a share each, and all have all of them in the end.
         """
         rank, world = rank_and_world()
@@ -92,14 +94,14 @@ class Rewards:
             spent = sum((cost for _, cost in shares), Cost())
         values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
         for (name, _, _), values_PK in zip(self.verifiers, values, strict=True):
-            bad = (~values_PK.isfinite()).any(1).nonzero().flatten().tolist()
+            bad = (values_PK.isinf().any(1) | values_PK.isnan().all(1)).nonzero().flatten().tolist()
             bad = [p for p in bad if not only[p] or _plain(name) in only[p]]
             if bad:
                 raise TrainingError(
                     f"'{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
                 )
         counted = zip(self.verifiers, values, strict=True)
-        total_PK = sum(weight * v.nan_to_num(0.0) for (_, weight, _), v in counted if weight is not None)
+        total_PK = sum(weight * _filled(v) for (_, weight, _), v in counted if weight is not None)
         assert isinstance(total_PK, Tensor)
         named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
         return Rewarded(total_PK=total_PK, values=named, cost=spent)
@@ -127,6 +129,14 @@ class Rewards:
                 raise DataError(f"{where}: '{name}' is none of the rewards {', '.join(names)}{did_you_mean(name, names)}")
 
 
+def _filled(values_PK: Tensor) -> Tensor:
+    """Return values without NaN: of a text that a judge gave no readable verdict on, the mean of the prompt's other ones.
+
+    It is then neither better nor worse than they are for it. A verifier that does not score a prompt adds nothing.
+    """
+    return torch.where(values_PK.isnan(), values_PK.nanmean(1, keepdim=True).nan_to_num(0.0), values_PK)
+
+
 def _plain(measure: str) -> str:
     """Return the verifier's name of a measure."""
     return measure.partition("_")[2]
@@ -141,7 +151,7 @@ def identified(specs: Sequence[str]) -> tuple[str, ...]:
             for key, value in spec.params.items()
         }
         if isinstance(models := spec.params.get("models"), list | tuple):
-            changed["models"] = [fingerprint_of(str(model)) for model in models]
+            changed["models"] = [str(model) if _is_service(str(model)) else fingerprint_of(str(model)) for model in models]
         return Spec(spec.name, changed)
 
     return tuple(
@@ -151,7 +161,12 @@ def identified(specs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_service(model: str) -> bool:
-    return model.partition(":")[0] in ("openai", "scripted")
+    return model.partition(":")[0] in SERVICES
+
+
+def _opened(model: str) -> Engine:
+    """Return the engine that a verifier's setting `model` names, a server's among them."""
+    return open_service(model)[0] if _is_service(model) else local_engine(model)
 
 
 def _less(after: Cost, before: Cost) -> Cost:

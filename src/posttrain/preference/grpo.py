@@ -14,7 +14,8 @@ are worth the same), `distinct` (share of different samples of a prompt), `reply
 limit), `entropy` (mean −log π of what was drawn), `trained` (share of the samples that had a gradient), `clipped` (share of
 the tokens whose gradient the clip took), `ratio_change` (mean |r − 1|), `mismatch` (mean log π_old − log μ with the engine's
 μ: 0 where engine and trainer agree), `kl` (k3, or as a part of the reward the sum over a sample; with β > 0), `asked`
-(prompts: with `resample` up to more than `batch_size`).
+(prompts: with `resample` up to more than `batch_size`), `unscored` (share of samples without a readable verdict of a judge,
+where there are any: they count as their prompt's mean).
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ class Grpo(OnlineSettings):
             )
         if self.truncate < 0 or self.resample < 0:
             raise ConfigError(f"grpo: truncate = {self.truncate} and resample = {self.resample} must not be negative")
+        if self.resample and self.group < 2:
+            raise ConfigError(f"grpo: resample looks for samples that differ, and group = {self.group}: draw 2 or more")
         if self.dual_clip and self.surrogate != "clip":
             raise ConfigError(f"grpo: dual_clip belongs to surrogate=clip, not to {self.surrogate}: leave it out")
         if self.ratio == "sequence" and self.surrogate != "clip":
