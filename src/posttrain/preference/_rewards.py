@@ -75,8 +75,8 @@ class Rewards:
     ) -> Rewarded:  # fmt: skip
         """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
 
-        `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing. A
-        text without a readable verdict is NaN there too, and worth what the prompt's others are; one at least must have one.
+        `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing.
+        A text without a readable verdict is NaN there too, and worth what the prompt's others are; one must have one.
         Several processes ask for a share each, and all have all of them in the end.
         """
         rank, world = rank_and_world()
