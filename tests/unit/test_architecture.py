@@ -16,12 +16,13 @@ LAYERS = [
     {"tasks", "models"},
     {"engines", "training"},
     {"verifiers"},
+    {"environments"},
     {"prompting", "test_time", "finetuning", "preference"},
     {"pipeline", "report", "serve"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-LEVERS = LAYERS[5]
+LEVERS = LAYERS[6]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib"}
 FILES = sorted(ROOT.rglob("*.py"))
 

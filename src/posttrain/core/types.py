@@ -96,6 +96,9 @@ class Usage:
             scored=self.scored + other.scored,
         )
 
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) - getattr(before, name) for name in self.__slots__})
+
     @property
     def tokens(self) -> int:
         """Tokens at the cold price."""
@@ -124,6 +127,16 @@ class Cost:
             flops_spent=self.flops_spent + other.flops_spent,
             seconds=self.seconds + other.seconds,
             peak_bytes=max(self.peak_bytes, other.peak_bytes),
+        )
+
+    def __sub__(self, before: Cost) -> Cost:
+        """Return what an account was charged since it stood at `before`; the peak is the whole one."""
+        return Cost(
+            usage=self.usage - before.usage,
+            flops=self.flops - before.flops,
+            flops_spent=self.flops_spent - before.flops_spent,
+            seconds=self.seconds - before.seconds,
+            peak_bytes=self.peak_bytes,
         )
 
 

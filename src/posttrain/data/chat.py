@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import ModelError
 from ..core.types import Completion, Message
 
-__all__ = ["render_ids", "render_prompt", "render_text"]
+__all__ = ["ids_behind", "render_ids", "render_prompt", "render_text"]
 
 
 def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
@@ -56,11 +56,11 @@ def render_prompt(
     text = render_text(tokenizer, messages, generation_prompt=True) + opening
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     for piece in pieces:
-        ids += piece.tokens if isinstance(piece, Completion) else _behind(tokenizer, piece)
+        ids += piece.tokens if isinstance(piece, Completion) else ids_behind(tokenizer, piece)
     return ids
 
 
-def _behind(tokenizer: Any, text: str) -> list[int]:
+def ids_behind(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of a text that stands behind other text: some tokenizers add a space to whatever they see first."""
     if not text:
         return []

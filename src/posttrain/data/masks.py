@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..core.types import Message
-from .chat import render_text
+from .chat import ids_behind, render_text
 from .checks import (
     check_trained,
     decode,
@@ -35,7 +35,7 @@ from .checks import (
     squash,
 )
 
-__all__ = ["Encoded", "encode_completion", "encode_conversation", "encode_text"]
+__all__ = ["Encoded", "encode_completion", "encode_conversation", "encode_text", "ids_of_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +140,32 @@ def encode_text(tokenizer: Any, text: str) -> Encoded:
     return Encoded(ids, [t > 0 for t in range(len(ids))])
 
 
+def ids_of_answer(tokenizer: Any, messages: Sequence[Message], answer: Sequence[Message], *, ended: bool) -> list[int]:
+    """Return the ids from behind the assistant's turn that ends `messages` to where its next one begins, behind an answer.
+
+    With `ended` the turn's own end token has been written already, and the template's is left out.
+    """
+    refuse_special_text(tokenizer, answer)
+    _, behind = _around(tokenizer, [*messages, *answer], len(messages) - 1, generation_prompt=True)
+    refuse_dropped(answer, behind)
+    ids = ids_behind(tokenizer, behind)
+    if ended:
+        first = next((t for t, id in enumerate(ids) if id in specials_of(tokenizer).ids), None)
+        if first is not None and not decode(tokenizer, ids[:first]).strip():
+            return ids[first + 1 :]
+    return ids
+
+
 # Where the assistant's characters are --------------------------------------------------------------------------------
 
 
-def _around(tokenizer: Any, messages: Sequence[Message], turn: int) -> tuple[str, str]:
+def _around(tokenizer: Any, messages: Sequence[Message], turn: int, *, generation_prompt: bool = False) -> tuple[str, str]:
     """Return the template's text before and after the content of a turn, everything else being as it is."""
     sentinel = "70417765074182"  # digits: a template may change case
     while any(sentinel in message.content for message in messages):
         sentinel += "0"
     marked = [*messages[:turn], Message(role="assistant", content=sentinel), *messages[turn + 1 :]]
-    text = render_text(tokenizer, marked, generation_prompt=False)
+    text = render_text(tokenizer, marked, generation_prompt=generation_prompt)
     before, found, after = text.partition(sentinel)
     if not found or sentinel in after:
         times = "twice" if found else "not at all"

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ConfigError
 from ..core.files import file_hash
 from ..core.protocols import Trainer
+from ..environments.build import files_of as files_of_environment
+from ..environments.build import verifiers_of
 from ..verifiers.build import weighted
 from .methods import build_trainer
 from .naming import STAGE, placed
 from .opening import static_fingerprint
 from .recipe import StudentStage, TaskUse, TrainStage
+from .verifying import fingerprints
 
 if TYPE_CHECKING:
     from ..models.student import StudentShape
@@ -82,6 +85,9 @@ def files_of(trainer: Any) -> dict[str, str]:
         found["teacher"] = static_fingerprint(teacher)
     if (begins := getattr(trainer, "value_start", "")) and not begins.startswith(STAGE):  # a stage's key is an input
         found["value_start"] = static_fingerprint(begins)
+    if environment := getattr(trainer, "environment", ""):
+        decides = [*map(file_hash, files_of_environment(environment)), *fingerprints(verifiers_of(environment)).values()]
+        found |= {"environment": ",".join(decides)} if decides else {}
     return found
 
 

@@ -35,7 +35,8 @@ def scorers(strategy: Strategy) -> dict[str, str]:
 
     An earlier stage's model is known by that stage's key instead.
     """
-    return fingerprints(getattr(strategy, "verifiers", ()))
+    files = [file_hash(file) for file in getattr(strategy, "files", ())]
+    return ({"files": ",".join(files)} if files else {}) | fingerprints(getattr(strategy, "verifiers", ()))
 
 
 def fingerprints(specs: Sequence[str]) -> dict[str, str]:

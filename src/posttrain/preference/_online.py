@@ -9,15 +9,19 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from ..core.environment import Environment
 from ..core.errors import ConfigError, DataError
+from ..core.files import file_hash
 from ..core.protocols import Task
 from ..core.seeds import rng
 from ..core.types import Cost, Example, Prompt, Sampling
 from ..data.chat import render_prompt
 from ..data.examples import example_of
 from ..engines.local.replies import drawn
+from ..environments.build import build_environment, check_environment, files_of
 from ..losses.kl import Estimator
 from ..tasks.registry import load_task
+from ..training.episodes import Episodes
 from ..training.opening import messages_of
 from ..training.rollouts import Policy, Rollout
 from ..training.rows import fits
@@ -39,7 +43,9 @@ class OnlineSettings(TrainerSettings):
     watched: tuple[str, ...] = ()  # verifiers that are told and do not count
     task: str = ""  # reads and grades answers; in a recipe, the stage's
     task_data: str | None = None  # its rows, where it has any
-    rollout_tokens: int = 256  # of a sample, at most
+    environment: str = ""  # what answers the model's turns inside a sample; "": a sample is one reply
+    turns: int = 4  # of the model in a sample, at most; with an environment
+    rollout_tokens: int = 256  # of a sample, at most; the environment's words among them
     rollout_temperature: float = 1.0
     overlong: int = 0  # tokens before the limit from which on length is punished; 0: it is not
     drop_cut: bool = False  # learn nothing from samples that the limit ended
@@ -73,6 +79,10 @@ def check_online(method: OnlineSettings, name: str) -> None:
             f"{name}: eval_data and eval_share measure a loss on given rows, and {name} has none: evaluate the checkpoint "
             "on the task (posttrain eval, or an eval stage)"
         )
+    if method.environment:
+        check_environment(method.environment)
+        if method.turns < 1:
+            raise ConfigError(f"{name}: turns = {method.turns} must be at least 1")
     for spec in method.rewards:
         weighted(spec)
     for spec in method.watched:
@@ -87,7 +97,8 @@ def check_online(method: OnlineSettings, name: str) -> None:
 
 def identity(method: OnlineSettings) -> OnlineSettings:
     """Return the settings as they decide the result: models by their content, not by where they lie."""
-    return replace(method, rewards=identified(method.rewards), watched=identified(method.watched))
+    known = method.environment and " ".join([method.environment, *map(file_hash, files_of(method.environment))])
+    return replace(method, rewards=identified(method.rewards), watched=identified(method.watched), environment=known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +173,7 @@ class Batch:
         """Return what a line of metrics tells of the samples; standard deviations and zero variance are within prompts."""
         flat = [rollout for rollouts in self.rollouts for rollout in rollouts]
         logps = [logp for rollout in flat for logp in rollout.sampler_logps if logp == logp]
-        distinct = [len({r.completion.text for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
+        distinct = [len({r.words for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
         told = {
             "reward": float(self.rewards_PK.mean()),
             **{name: float(v.nanmean()) for name, v in self.given.items() if not bool(v.isnan().all())},
@@ -172,6 +183,8 @@ class Batch:
             "reply_tokens": sum(rollout.encoded.trained for rollout in flat) / len(flat),
             "cut": sum(rollout.cut for rollout in flat) / len(flat),
         }
+        if any(rollout.said for rollout in flat):
+            told["turns"] = sum(m.role == "assistant" for rollout in flat for m in rollout.said) / len(flat)
         unread = [float((v.isnan() & ~v.isnan().all(1, keepdim=True)).double().mean()) for v in self.given.values()]
         told |= {"unscored": max(unread)} if any(unread) else {}
         return told | ({"entropy": -sum(logps) / len(logps)} if logps else {})
@@ -185,6 +198,7 @@ class Sampler:
     policy: Policy
     rewards: Rewards
     samples: int  # of each question
+    environment: Environment | None = None
 
     @classmethod
     def open(cls, session: Session, method: OnlineSettings, questions: Sequence[Question], *, samples: int) -> Sampler:
@@ -199,25 +213,40 @@ class Sampler:
         rewards = Rewards.open(method.rewards, task=cast(Task, _AsAsked(task)), golds=golds, watched=method.watched)
         for question in questions:
             rewards.check(question.only, session.where(question.row))
-        return cls(method=method, policy=policy, rewards=rewards, samples=samples)
+        environment = None
+        if method.environment:
+            environment = build_environment(method.environment, verifier=rewards.verifier, golds=golds)
+        return cls(method=method, policy=policy, rewards=rewards, samples=samples, environment=environment)
 
     def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
         """Return the samples of a step and what they are worth; a further `attempt` of the step draws others."""
         policy = self.policy if not attempt else replace(self.policy, seed=rng(self.policy.seed, attempt).getrandbits(60))
-        rollouts, cost = policy.rollouts([question.prompt for question in questions], step=step, samples=self.samples)
+        rollouts, cost = self._drawn(policy, questions, step)
         worth: Rewarded = self.rewards(
             [question.example for question in questions], [[r.completion.text for r in each] for each in rollouts],
             [question.row for question in questions], [question.only for question in questions],
         )  # fmt: skip
-        rewards_PK = worth.total_PK
+        rewards_PK, given = worth.total_PK, worth.values
+        if self.environment is not None:
+            own_PK = torch.tensor([[r.reward for r in each] for each in rollouts], dtype=torch.double)
+            rewards_PK, given = rewards_PK + own_PK, {**given, "reward_environment": own_PK}
         if self.method.overlong:
             rewards_PK = rewards_PK + overlong_punishment(
                 torch.tensor([[r.encoded.trained for r in each] for each in rollouts]), limit=self.method.rollout_tokens,
                 zone=self.method.overlong,
             )  # fmt: skip
-        return Batch(
-            questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=worth.values, cost=cost + worth.cost
-        )
+        return Batch(questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=given, cost=cost + worth.cost)
+
+    def _drawn(self, policy: Policy, questions: Sequence[Question], step: int) -> tuple[list[list[Rollout]], Cost]:
+        prompts = [question.prompt for question in questions]
+        if self.environment is None:
+            return policy.rollouts(prompts, step=step, samples=self.samples)
+        episodes = Episodes(
+            policy=policy, environment=self.environment, turns=self.method.turns,
+            spent=lambda: self.rewards.account.total,
+        )  # fmt: skip
+        examples = [question.example for question in questions]
+        return episodes.rollouts(prompts, examples, step=step, samples=self.samples)
 
 
 class _AsAsked:

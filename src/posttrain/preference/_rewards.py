@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,7 @@ class Rewards:
 
     verifiers: Sequence[tuple[str, float | None, Verifier]]  # measure, weight; None: only watched
     account: Account
+    verifier: Callable[[str], Verifier] | None = None  # opens a further one, charged to the same account
 
     @classmethod
     def open(
@@ -56,6 +57,9 @@ class Rewards:
         def meter(engine: Engine, role: str) -> Engine:
             return Metered(engine, account, role)
 
+        def opened(spec: str) -> Verifier:
+            return build_verifier(spec, task=task, golds=golds, meter=meter, opener=_opened)
+
         found: list[tuple[str, float | None, Verifier]] = []
         wanted = [("reward", *weighted(spec)) for spec in specs] + [("watched", None, weighted(spec)[1]) for spec in watched]
         for kind, weight, spec in wanted:
@@ -63,11 +67,10 @@ class Rewards:
                 raise ConfigError(f"rewards: '{spec}' compares two texts and scores none by itself: use tournament")
             name = f"{kind}_{parse(spec).name.partition('@')[0]}"
             same = sum(other.partition("#")[0] == name for other, _, _ in found)
-            verifier = build_verifier(spec, task=task, golds=golds, meter=meter, opener=_opened)
-            found.append((name if not same else f"{name}#{same + 1}", weight, verifier))
+            found.append((name if not same else f"{name}#{same + 1}", weight, opened(spec)))
         if not specs:
             raise ConfigError("rewards: none is given: name at least one verifier, as in rewards=[exact]")
-        return cls(verifiers=found, account=account)
+        return cls(verifiers=found, account=account, verifier=opened)
 
     def __call__(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], rows: Sequence[int],
@@ -84,7 +87,7 @@ class Rewards:
         with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
             asked = self._ask(examples[rank::world], texts[rank::world], only[rank::world])
             own = thread.submit(asyncio.run, asked).result()
-        found, spent = own, _less(self.account.total, before)
+        found, spent = own, self.account.total - before
         if world > 1:
             shares: list[Any] = [None] * world
             dist.all_gather_object(shares, (own, spent))
@@ -167,14 +170,3 @@ def _is_service(model: str) -> bool:
 def _opened(model: str) -> Engine:
     """Return the engine that a verifier's setting `model` names, a server's among them."""
     return open_service(model)[0] if _is_service(model) else local_engine(model)
-
-
-def _less(after: Cost, before: Cost) -> Cost:
-    """Return what an account was charged in between."""
-    usage = type(after.usage)(
-        **{name: getattr(after.usage, name) - getattr(before.usage, name) for name in after.usage.__slots__}
-    )
-    return Cost(
-        usage=usage, flops=after.flops - before.flops, flops_spent=after.flops_spent - before.flops_spent,
-        seconds=after.seconds - before.seconds, peak_bytes=after.peak_bytes,
-    )  # fmt: skip

@@ -11,27 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 
 from ..core.seeds import derive
-from ..core.types import Completion, Cost, ModelShape, Prompt, Sampling
+from ..core.types import Completion, Cost, Message, ModelShape, Prompt, Sampling
 from ..data.chat import render_prompt
 from ..data.masks import Encoded
 from .processes import rank_and_world
 
-__all__ = ["Draw", "Fresh", "FreshItems", "Policy", "Rollout"]
+__all__ = ["Draw", "Fresh", "FreshItems", "Policy", "Rollout", "gathered", "indexed", "written_of"]
 
 Asked = Sequence[tuple[Prompt, Sequence[int]]]
 
 
 class Draw(Protocol):
-    """Draws from a model in training (`engines.local.replies.drawn`): the samples with these indices, and the cost."""
+    """Draws from a model in training (`engines.local.replies.drawn`): the samples with these indices, and the cost.
+
+    `sampling` is one for all, or one for each that is asked.
+    """
 
     def __call__(
-        self, model: Any, tokenizer: Any, asked: Asked, sampling: Sampling, *, seed: int, shape: ModelShape
-    ) -> tuple[list[list[Completion]], Cost]: ...
+        self, model: Any, tokenizer: Any, asked: Asked, sampling: Sampling | Sequence[Sampling], *, seed: int,
+        shape: ModelShape,
+    ) -> tuple[list[list[Completion]], Cost]: ...  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +60,46 @@ Fresh = Callable[[Sequence[Any], int], FreshItems]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A sample of the policy. `encoded` are the prompt's ids and all that was drawn, its end too, which are trained."""
+    """A sample of the policy. `encoded` are the prompt's ids and all that was drawn, its end too, which are trained.
+
+    In an episode what the environment said stands between the turns, untrained; `completion` is then the last turn, `said`
+    are all turns, and `reward` is the environment's own.
+    """
 
     encoded: Encoded
     completion: Completion
     sampler_logps: tuple[float, ...]  # of each trained token, as it was drawn; NaN where the engine does not say
+    said: tuple[Message, ...] = ()
+    reward: float = 0.0
+    full: bool = False  # there was no room for the environment's answer or for a turn after it
 
     @property
     def cut(self) -> bool:
         """Whether it was ended by the limit of tokens."""
-        return self.completion.finish == "length"
+        return self.completion.finish == "length" or self.full
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that was said, to tell samples apart."""
+        return tuple(message.content for message in self.said) or (self.completion.text,)
+
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+def gathered(asked: Sequence[_A], own: Callable[[Sequence[_A]], tuple[list[_R], Cost]]) -> tuple[list[_R], Cost]:
+    """Return what `own` finds for all that is asked, and the cost: each process does a share, and all have all of it."""
+    rank, world = rank_and_world()
+    share = own(asked[rank::world])
+    if world == 1:
+        return share
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, share)
+    found: list[Any] = [None] * len(asked)
+    for other, (results, _) in enumerate(shares):
+        found[other::world] = results
+    return found, sum((cost for _, cost in shares), Cost())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,41 +118,49 @@ class Policy:
 
         Several processes draw a share each and have all of them in the end.
         """
-        drawn_before: dict[Prompt, int] = {}
-        asked: list[tuple[Prompt, Sequence[int]]] = []
-        for prompt in prompts:
-            first = drawn_before.get(prompt, 0)
-            asked.append((prompt, range(first, first + samples)))
-            drawn_before[prompt] = first + samples
-        found, cost = self._drawn(asked, derive(self.seed, "rollouts", step))
-        return [
-            [self._rollout(prompt, completion) for completion in completions]
-            for prompt, completions in zip(prompts, found, strict=True)
-        ], cost
+        seed = derive(self.seed, "rollouts", step)
 
-    def _drawn(self, asked: Asked, seed: int) -> tuple[list[list[Completion]], Cost]:
-        rank, world = rank_and_world()
-        own = self.draw(
-            self.model, self.tokenizer, asked[rank::world], self.sampling, seed=seed, shape=self.shape
-        )  # fmt: skip
-        if world == 1:
-            return own
-        shares: list[Any] = [None] * world
-        dist.all_gather_object(shares, own)
-        found: list[list[Completion]] = [[]] * len(asked)
-        for other, (completions, _) in enumerate(shares):
-            found[other::world] = completions
-        return found, sum((cost for _, cost in shares), Cost())
+        def own(asked: Asked) -> tuple[list[list[Rollout]], Cost]:
+            found, cost = self.drawn(asked, self.sampling, seed=seed)
+            return [
+                [self._rollout(prompt, completion) for completion in completions]
+                for (prompt, _), completions in zip(asked, found, strict=True)
+            ], cost
+
+        return gathered(indexed(prompts, samples), own)
+
+    def drawn(
+        self, asked: Asked, sampling: Sampling | Sequence[Sampling], *, seed: int
+    ) -> tuple[list[list[Completion]], Cost]:
+        """Return the samples with these indices of each prompt, and the cost: of this process alone."""
+        return self.draw(self.model, self.tokenizer, asked, sampling, seed=seed, shape=self.shape)
 
     def _rollout(self, prompt: Prompt, completion: Completion) -> Rollout:
         asked = render_prompt(self.tokenizer, prompt.messages, opening=prompt.opening, prefix=prompt.prefix)
-        end = [] if completion.end_token is None else [completion.end_token]
-        written = [*completion.tokens, *end]
-        known = completion.logprobs or ()
-        if end:  # of which the engine tells the raw probability alone
-            told = completion.end_logprob if self.sampling.temperature == 1 else None
-            known += (math.nan if told is None else told,)
+        written, logps = written_of(completion, temperature=self.sampling.temperature)
         return Rollout(
             encoded=Encoded([*asked, *written], [False] * len(asked) + [True] * len(written)), completion=completion,
-            sampler_logps=known if len(known) == len(written) else (math.nan,) * len(written),
+            sampler_logps=logps,
         )  # fmt: skip
+
+
+def indexed(prompts: Sequence[Prompt], samples: int) -> list[tuple[Prompt, Sequence[int]]]:
+    """Return each prompt with the indices of its samples; equal prompts get different ones."""
+    drawn_before: dict[Prompt, int] = {}
+    asked: list[tuple[Prompt, Sequence[int]]] = []
+    for prompt in prompts:
+        first = drawn_before.get(prompt, 0)
+        asked.append((prompt, range(first, first + samples)))
+        drawn_before[prompt] = first + samples
+    return asked
+
+
+def written_of(completion: Completion, *, temperature: float) -> tuple[list[int], tuple[float, ...]]:
+    """Return the tokens that a completion wrote, its end too, and log μ of each as it was drawn (NaN: unknown)."""
+    end = [] if completion.end_token is None else [completion.end_token]
+    written = [*completion.tokens, *end]
+    known = completion.logprobs or ()
+    if end:  # of which the engine tells the raw probability alone
+        told = completion.end_logprob if temperature == 1 else None
+        known += (math.nan if told is None else told,)
+    return written, known if len(known) == len(written) else (math.nan,) * len(written)

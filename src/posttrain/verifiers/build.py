@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..core.errors import CapabilityError, ConfigError, did_you_mean
+from ..core.functions import file_of
 from ..core.protocols import Engine, Judge, Task, Verifier
 from ..core.specs import Spec, available, format_spec, lookup, parse
 from ..core.types import Example
 from ._loaded import local_engine
-from .function import file_of
 
 __all__ = ["build_judge", "build_verifier", "check_spec", "compares", "files_of", "local_engine", "weighted"]
 
@@ -92,7 +92,7 @@ def files_of(spec: str | Mapping[str, Any] | Spec) -> list[Path]:
     """Return the Python files whose content decides a verifier's scores: its own class's, or its function's."""
     parsed = parse(spec)
     if parsed.name == "function":
-        return [file_of(str(parsed.params.get("call", "")))]
+        return [file_of(str(parsed.params.get("call", "")), "verifier 'function'")]
     path = Path(parsed.name.partition("@")[2])
     return [path] if path.is_file() else []
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, DataError, did_you_mean
-from ..core.files import file_hash
+from ..core.errors import ConfigError, DataError
+from ..core.functions import called, load_function
 from ..core.types import Example, Score
 
-__all__ = ["Function", "file_of"]
+__all__ = ["Function"]
 
-_SHAPES = "(example, text) -> float, or (example, texts) -> list of floats"
+_SHAPES = "(example, text) -> float, or (example, texts) -> list of floats; the second name says which"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +50,13 @@ class Function:
         function, together = _loaded(self.call)
         seen = self._seen(example)
         if together:
-            found = await self._called(function, seen, list(texts))
+            found = await called(function, seen, list(texts), where=self._where(example))
             found = found.tolist() if hasattr(found, "tolist") else found
             if not isinstance(found, list | tuple) or len(found) != len(texts):
                 got = f"{len(found)} values" if isinstance(found, list | tuple) else f"{found!r:.60}"
                 raise DataError(f"{self._where(example)}: gave {got} for {len(texts)} texts: return one number a text")
         else:
-            found = [await self._called(function, seen, text) for text in texts]
+            found = [await called(function, seen, text, where=self._where(example)) for text in texts]
         return [Score(value=self._number(value, example)) for value in found]
 
     def _seen(self, example: Example) -> Example:
@@ -70,13 +65,6 @@ class Function:
         if example.id not in self.golds:
             raise DataError(f"{self._where(example)}: there is no gold answer for this example")
         return self.golds[example.id]
-
-    async def _called(self, function: Callable[..., Any], example: Example, given: Any) -> Any:
-        try:
-            found = function(example, given)
-            return await found if inspect.isawaitable(found) else found
-        except Exception as error:  # whatever a user's code raises
-            raise DataError(f"{self._where(example)}: raised {_said(error)}") from error
 
     def _number(self, value: Any, example: Example) -> float:
         try:
@@ -93,53 +81,7 @@ class Function:
         return f"verifier 'function': {self.call}, example '{example.id}'"
 
 
-def file_of(call: str) -> Path:
-    """Return the file of `path/to/file.py:name`; raises `ConfigError` when it is not so written or there is no such file."""
-    path, _, name = call.rpartition(":")
-    if not path or not name.isidentifier():
-        raise ConfigError(f"verifier 'function': call={call}: write path/to/file.py:name")
-    if not Path(path).is_file():
-        raise ConfigError(f"verifier 'function': call={call}: no such file: {path}")
-    return Path(path)
-
-
 def _loaded(call: str) -> tuple[Callable[..., Any], bool]:
     """Return the function, and whether it takes all texts of an example together."""
-    path = file_of(call)
-    module = _module(path.resolve(), file_hash(path))
-    where, name = f"verifier 'function': call={call}", call.rpartition(":")[2]
-    function = getattr(module, name, None)
-    if not callable(function):
-        here = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise ConfigError(f"{where}: the file has no function '{name}'{did_you_mean(name, here)}")
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    needed = [p for p in parameters[2:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    places = [p for p in parameters[:2] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(places) != 2 or needed or places[1].name not in ("text", "texts"):
-        shown = ", ".join(str(parameter) for parameter in parameters)
-        raise ConfigError(f"{where}: takes ({shown}), but has to be {_SHAPES}; the second name says which")
-    return function, places[1].name == "texts"
-
-
-@lru_cache
-def _module(path: Path, content: str) -> Any:
-    """Return a file's module, loaded once for each content, under a name that no other module has."""
-    name = f"posttrain_function_{content[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"verifier 'function': {path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does
-        del sys.modules[name]
-        raise ConfigError(f"verifier 'function': {path} cannot be loaded: {_said(error)}") from error
-    return module
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+    function, name = load_function(call, where="verifier 'function'", second=("text", "texts"), shapes=_SHAPES)
+    return function, name == "texts"

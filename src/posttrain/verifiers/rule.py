@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -13,6 +11,7 @@ from typing import ClassVar
 from ..core.errors import ConfigError
 from ..core.protocols import Task
 from ..core.types import Example, Score
+from ..tasks.arithmetic import evaluate
 from ..tasks.numerals import plain
 
 __all__ = ["Rule", "equations"]
@@ -23,12 +22,6 @@ _EQUATION = re.compile(
     r"(?<![\w.,*/+×÷-])(?<![\d*/+×÷-][ ])(?<![ ]x[ ])"
     rf"({_TERM}(?:[ ]*[-+*/×÷x][ ]*{_TERM})+)[ ]*=[ ]*(?=(-?\$?-?\d[\d,]*(?:\.\d+)?)(?![\d%A-Za-z]))"
 )
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,28 +70,9 @@ def equations(text: str) -> list[bool]:
     found = []
     for match in _EQUATION.finditer(plain(text)):
         right = match[2].replace("$", "").replace(",", "")
-        value = _evaluate(match[1])
+        value = evaluate(match[1])
         if value is not None:
             half = Fraction(1, 2 * 10 ** len(right.partition(".")[2]))
             exact = value.denominator == 1 or "." not in right
             found.append(value == Fraction(right) if exact else abs(value - Fraction(right)) <= half)
     return found
-
-
-def _evaluate(expression: str) -> Fraction | None:
-    """Return the exact value of + - * / with brackets; None for unbalanced brackets or a division by zero."""
-    text = re.sub(r"[$,\s]", "", expression).translate(str.maketrans("×x÷", "**/"))
-
-    def value(node: ast.expr) -> Fraction:
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return Fraction(str(node.value))
-        raise ValueError(ast.dump(node))
-
-    try:
-        return value(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
-        return None

@@ -18,18 +18,21 @@ def drawn(
     model: Any,
     tokenizer: Any,
     asked: Sequence[tuple[Prompt, Sequence[int]]],
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
     *,
     seed: int,
     shape: ModelShape,
 ) -> tuple[list[list[Completion]], Cost]:
     """Return for each prompt the samples with these indices, and what they cost in the role of the policy.
 
+    `sampling` is one for all, or one for each prompt.
+
     Weights are shared, not copied; an adapter is in effect. Nothing is kept: the same weights, prompts and seed give the
     same samples bit for bit, whatever was drawn before. The model's mode, attention implementation and weights are left as
     they were. It may be called where an event loop runs already (a notebook).
     """
     account = Account()
+    samplings = [sampling] * len(asked) if isinstance(sampling, Sampling) else sampling
     slots = max(1, sum(len(indices) for _, indices in asked))
     engine = LocalEngine(model, tokenizer, fingerprint="in training", shape=shape, slots=slots)
     metered = Metered(engine, account, "policy")
@@ -37,8 +40,8 @@ def drawn(
     async def all_of_them() -> list[list[Completion]]:
         with engine.together():
             calls = [
-                asyncio.ensure_future(metered.generate(prompt, sampling, seed=seed, samples=indices))
-                for prompt, indices in asked
+                asyncio.ensure_future(metered.generate(prompt, own, seed=seed, samples=indices))
+                for (prompt, indices), own in zip(asked, samplings, strict=True)
             ]
             await asyncio.sleep(0)  # every call runs until it waits for its samples
         return await asyncio.gather(*calls)
