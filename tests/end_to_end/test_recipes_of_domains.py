@@ -132,5 +132,5 @@ def test_dialogues(folder: Path, tmp_path: Path) -> None:
     assert [reply["step"] for reply in trained["samples"][0]["replies"]] == [0, 2]
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "Held-out loss and replies" in text
+        assert "Held-out rows and replies" in text
         assert "before training" in text

@@ -157,7 +157,7 @@ def test_micro_batch_size_does_not_change_the_trajectory(name, start, tmp_path):
 
 
 def test_two_processes_give_the_trajectory_of_one(start, tmp_path):
-    chosen = replace(BASE, **VARIANTS["updates_with_kl"], lr=1e-4)
+    chosen = replace(BASE, **VARIANTS["updates_with_kl"], lr=1e-4, eval_share=0.3, eval_every=2)
     chosen(start, ROWS, tmp_path / "one", seed=3)
     assert two_processes(lambda: chosen(start, ROWS, tmp_path / "two", seed=3), tmp_path / "meeting") == [0, 0]
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
@@ -237,7 +237,6 @@ def test_a_reply_without_a_verdict_counts_as_the_mean_of_the_others():
         ({"rewards": ("0*exact",)}, "a weight must be a number other than 0"),
         ({"rewards": ("pairwise",)}, "compares two texts and scores none by itself"),
         ({"rewards": ()}, "name at least one verifier"),
-        ({"eval_share": 0.2}, "measure a loss on given rows, and grpo has none"),
         ({"overlong": 6}, "leaves no length that is not punished"),
         ({"minibatches": 4}, "more than batch_size = 3 prompts"),
         ({"surrogate": "reinforce", "iterations": 2}, "after the first update they are of an older one"),

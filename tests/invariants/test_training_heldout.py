@@ -16,7 +16,7 @@ from posttrain.data.masks import encode_completion
 from posttrain.finetuning.sft import Sft
 from posttrain.preference.dpo import Dpo
 from posttrain.stats.flops import forward_flops
-from posttrain.training.heldout import question_of, split_by_question
+from posttrain.training.heldout import HeldOut, question_of, split_by_question
 from posttrain.training.step import Learner
 
 torch.set_num_threads(1)
@@ -218,6 +218,16 @@ def test_weights_that_a_saved_state_refers_to_are_not_tidied_away(start, tmp_pat
     assert state["held_out"]["best_step"] == 2
     kept = {int(path.name.removeprefix("step-")) for path in (out / "best").iterdir()}
     assert kept == {2, 4}  # 4 is better already, but the state that a restart begins from knows 2
+
+
+def test_a_state_saved_before_there_were_other_criteria_is_read(tmp_path):
+    held = HeldOut(items=[], every=1, patience=0, folder=tmp_path, key="k")
+    held.load({"best_step": 4, "best_loss": 0.5, "waited": 1, "losses": {"2": 0.75, "4": 0.5, "6": 0.625}})
+    assert held.state() == {"best_step": 4, "best": 0.5, "waited": 1, "values": {"2": 0.75, "4": 0.5, "6": 0.625}}
+    assert held.facts(6) == {
+        "rows": 0, "also_trained": 0, "criterion": "loss", "best_step": 4, "best_loss": 0.5, "last_step": 6,
+        "last_loss": 0.625, "steps_planned": 6, "stopped_early": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)

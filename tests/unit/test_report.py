@@ -4,19 +4,24 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from posttrain.cli.trainings import trainings
 from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import write_json
 from posttrain.core.types import Cost, Usage
 from posttrain.ledger import Ledger, Row, Samples, Timing
 from posttrain.report.analysis import analyse
 from posttrain.report.build import Rung, Trained, build_report, oracle_rows, print_report
 from posttrain.report.compare import compare_ledgers, print_comparison
+from posttrain.report.trained import columns, trained_facts, trained_rows
 from posttrain.stats.intervals import wilson
 from posttrain.stats.paired import holm, mcnemar, tango
 
@@ -260,6 +265,52 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         held_out={"start_loss": 2.0, "best_loss": 1.5},
     )
     return out, build_report("A <title>", rungs, out, meta=meta, notes=["Mind & note."], trained=[made])
+
+
+def test_the_table_of_trainings_names_what_was_measured_on_held_out_rows() -> None:
+    loss = {"start_loss": 2.0, "best_loss": 1.5}  # as it was written before there was another criterion
+    reward = {"criterion": "reward", "best_reward": 0.25}
+
+    def told(*held_out: dict[str, Any] | None) -> tuple[str, list[str]]:
+        made = Trained(
+            name="x", label="x", method="x", weights=1, share=1.0, peak_bytes=1, seconds=1.0, tokens=1, flops=1.0, steps=1,
+            losses=(1.0, 1.0),
+        )  # fmt: skip
+        facts = trained_facts([replace(made, held_out=held) for held in held_out])
+        heads, rows = columns(facts), trained_rows(facts)
+        assert {len(row) for row in rows} <= {len(heads)}
+        return heads[-1], [row[-1] for row in rows]
+
+    assert told(None, loss) == ("held-out loss", ["", "2.000 → 1.500"])
+    assert told(reward | {"start_reward": 0.125}, None) == ("held-out reward", ["0.125 → 0.250", ""])
+    assert told(loss, None, reward) == ("held-out", ["loss 2.000 → 1.500", "", "reward 0.250"])
+    assert told(None) == ("held-out loss", [""])
+
+
+def test_a_sentence_says_what_was_reached_on_held_out_rows(tmp_path: Path) -> None:
+    facts = {"rows": 8, "best_step": 4, "last_step": 6}
+    lines = [{"step": 2, "eval_reward": 0.5}, {"step": 3}, {"step": 4, "eval_reward": 0.75}]
+    stages = []
+    for name, evaluated, metrics in (
+        ("grpo", {"criterion": "reward", "start_reward": 0.25, "best_reward": 0.75, "last_reward": 0.5}, lines),
+        ("sft", {"best_loss": 1.0, "last_loss": 2.0}, [{"step": 4, "eval_loss": 1.0}]),
+    ):
+        write_json(tmp_path / name / "checkpoint" / "posttrain.json", {"evaluation": {**facts, **evaluated}})
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+        stages.append(SimpleNamespace(name=name, label="", train=SimpleNamespace(method=name)))
+    done = {stage.name: SimpleNamespace(folder=tmp_path / stage.name) for stage in stages}
+    shop: Any = SimpleNamespace(recipe=SimpleNamespace(stages=stages), done=done)
+    online, sft = trainings(shop)
+    assert online["sentence"] == (
+        "reward on 8 held-out questions, answered greedily: 0.250 before training, 0.750 at step 4, whose weights were "
+        "kept; 0.500 at the end, step 6."
+    )
+    assert (online["losses"], online["rewards"]) == ([], [{"step": 2, "reward": 0.5}, {"step": 4, "reward": 0.75}])
+    assert sft["sentence"] == (
+        "loss on 8 held-out rows: 1.000 (perplexity 2.7) at step 4, whose weights were kept; 2.000 (perplexity 7.4) at the "
+        "end, step 6."
+    )
+    assert (sft["losses"], sft["rewards"]) == ([{"step": 4, "loss": 1.0}], [])
 
 
 def test_files_are_written(written: tuple[Path, dict[str, Any]]) -> None:

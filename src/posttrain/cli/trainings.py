@@ -18,7 +18,7 @@ _PROMPTS, _LETTERS = 3, 400  # of the report's samples; all of them are in the s
 
 
 def trainings(shop: Workshop) -> list[dict[str, Any]]:
-    """Return the held-out losses and samples of every training stage that has any."""
+    """Return what every training stage with held-out rows or samples reached on them."""
     found = []
     for stage in shop.recipe.stages:
         if stage.train is None:
@@ -31,26 +31,31 @@ def trainings(shop: Workshop) -> list[dict[str, Any]]:
             sentence = _sentence(facts, tokens=tokens) if facts else "replies during training, without held-out rows."
             found.append(
                 {"name": stage.name, "label": stage.label or stage.name, "method": stage.train.method, "held_out": facts}
-                | {"losses": _losses(folder / "metrics.jsonl"), "sentence": sentence, "samples": samples}
+                | {"losses": _course(folder, "loss"), "rewards": _course(folder, "reward")}
+                | {"sentence": sentence, "samples": samples}
             )
     return found
 
 
 def _sentence(facts: Mapping[str, Any], *, tokens: bool) -> str:
-    """Return the losses, and where they are nats a token (not of pairs, not a divergence) as perplexities, too."""
+    """Return the losses or rewards; where losses are nats a token (not of pairs, not a divergence) as perplexities, too."""
+    name = facts.get("criterion", "loss")
 
-    def told(loss: float) -> str:
-        return f"{loss:.3f} (perplexity {math.exp(loss):.1f})" if tokens and loss < 50 else f"{loss:.3f}"
+    def told(when: str) -> str:
+        value = facts[f"{when}_{name}"]
+        return f"{value:.3f} (perplexity {math.exp(value):.1f})" if tokens and value < 50 else f"{value:.3f}"
 
-    before = f"{told(facts['start_loss'])} before training, " if "start_loss" in facts else ""
-    best = f"{told(facts['best_loss'])} at step {facts['best_step']}, whose weights were kept"
-    last = f"; {told(facts['last_loss'])} at the end, step {facts['last_step']}" * (facts["last_step"] > facts["best_step"])
-    return f"loss on {facts['rows']} held-out rows: {before}{best}{last}."
+    before = f"{told('start')} before training, " if f"start_{name}" in facts else ""
+    best = f"{told('best')} at step {facts['best_step']}, whose weights were kept"
+    last = f"; {told('last')} at the end, step {facts['last_step']}" if facts["last_step"] > facts["best_step"] else ""
+    what = "held-out rows" if name == "loss" else "held-out questions, answered greedily"
+    return f"{name} on {facts['rows']} {what}: {before}{best}{last}."
 
 
-def _losses(path: Path) -> list[dict[str, Any]]:
+def _course(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return [{"step": line["step"], "loss": line["eval_loss"]} for line in lines if "eval_loss" in line]
+    return [{"step": line["step"], name: line[f"eval_{name}"]} for line in lines if f"eval_{name}" in line]
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:

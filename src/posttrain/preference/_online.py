@@ -74,11 +74,6 @@ def check_online(method: OnlineSettings, name: str) -> None:
         raise ConfigError(
             f"{name}: minibatches = {method.minibatches} are more than batch_size = {method.batch_size} prompts: lower it"
         )
-    if method.evaluates:
-        raise ConfigError(
-            f"{name}: eval_data and eval_share measure a loss on given rows, and {name} has none: evaluate the checkpoint "
-            "on the task (posttrain eval, or an eval stage)"
-        )
     if method.environment:
         check_environment(method.environment)
         if method.turns < 1:

@@ -153,11 +153,15 @@ def part_work(shape: ModelShape, *, frozen_backbone: bool, shares: bool) -> Call
     return work
 
 
-def asking_work(prompt: int, *, samples: int, tokens: int, shape: ModelShape, frozen_backbone: bool) -> Work:
+def asking_work(
+    prompt: int, *, samples: int, tokens: int, shape: ModelShape, frozen_backbone: bool, backward: bool = True
+) -> Work:
     """Return what one question costs at most, before anything is drawn: full samples, written and trained.
 
-    Its tokens are those of one sample: what is longest in a micro-batch.
+    Its tokens are those of one sample: what is longest in a micro-batch. Without `backward` it is one held-out reply.
     """
+    if not backward:
+        return Work(tokens=prompt + tokens, flops=forward_flops(shape, start=0, tokens=prompt + tokens, logits=tokens))
     written = forward_flops(shape, start=prompt, tokens=tokens, logits=tokens)
     trained = train_flops(shape, tokens=prompt + tokens, logits=tokens, frozen_backbone=frozen_backbone)
     return Work(tokens=prompt + tokens, flops=samples * (written + trained))

@@ -46,6 +46,7 @@ class Rewards:
     verifiers: Sequence[tuple[str, float | None, Verifier]]  # measure, weight; None: only watched
     account: Account
     verifier: Callable[[str], Verifier] | None = None  # opens a further one, charged to the same account
+    lenient: bool = False  # what has no readable verdict, and no other sample to stand in for it, is NaN: no error
 
     @classmethod
     def open(
@@ -79,7 +80,8 @@ class Rewards:
         """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
 
         `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing.
-        A text without a readable verdict is NaN there too, and worth what the prompt's others are; one must have one.
+        A text without a readable verdict is NaN there too, and worth what the prompt's others are; one must have one, or
+        with `lenient` the total is NaN.
         Several processes ask for a share each, and all have all of them in the end.
         """
         rank, world = rank_and_world()
@@ -96,16 +98,16 @@ class Rewards:
                 found[other::world] = values
             spent = sum((cost for _, cost in shares), Cost())
         values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
-        for (name, _, _), values_PK in zip(self.verifiers, values, strict=True):
-            bad = (values_PK.isinf().any(1) | values_PK.isnan().all(1)).nonzero().flatten().tolist()
-            bad = [p for p in bad if not only[p] or _plain(name) in only[p]]
+        total_PK = torch.zeros(len(examples), values[0].shape[1], dtype=torch.double)
+        for (name, weight, _), values_PK in zip(self.verifiers, values, strict=True):
+            unread_P = values_PK.isnan().all(1) & torch.tensor([_scores(name, each) for each in only], dtype=torch.bool)
+            bad = (values_PK.isinf().any(1) | (unread_P & (not self.lenient))).nonzero().flatten().tolist()
             if bad:
                 raise TrainingError(
                     f"'{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
                 )
-        counted = zip(self.verifiers, values, strict=True)
-        total_PK = sum(weight * _filled(v) for (_, weight, _), v in counted if weight is not None)
-        assert isinstance(total_PK, Tensor)
+            if weight is not None:
+                total_PK += weight * _filled(values_PK).masked_fill(unread_P[:, None], math.nan)
         named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
         return Rewarded(total_PK=total_PK, values=named, cost=spent)
 
@@ -115,7 +117,7 @@ class Rewards:
         """Return values by example, verifier and text."""
 
         async def one(name: str, verifier: Verifier, at: int) -> list[float]:
-            if only[at] and _plain(name) not in only[at]:
+            if not _scores(name, only[at]):
                 return [math.nan] * len(texts[at])
             return [score.value for score in await verifier(examples[at].public(), texts[at])]
 
@@ -138,6 +140,11 @@ def _filled(values_PK: Tensor) -> Tensor:
     It is then neither better nor worse than they are for it. A verifier that does not score a prompt adds nothing.
     """
     return torch.where(values_PK.isnan(), values_PK.nanmean(1, keepdim=True).nan_to_num(0.0), values_PK)
+
+
+def _scores(measure: str, only: Sequence[str]) -> bool:
+    """Whether a verifier scores an example that names these rewards."""
+    return not only or _plain(measure) in only
 
 
 def _plain(measure: str) -> str:

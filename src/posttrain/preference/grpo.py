@@ -42,6 +42,7 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps
+from ._held_out import greedy_reward
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
 from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, rewards_at_both_ends, shares_of
 
@@ -99,10 +100,12 @@ class Grpo(OnlineSettings):
         held_to = open_start_model(session, temperature=self.rollout_temperature) if self.kl else None
         sampler = Sampler.open(session, self, questions, samples=self.group)
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
-        stepper = _Stepper(self, session, sampler, objective, questions, held_to)
+        asked = [question for question in questions if question.row not in session.held]
+        stepper = _Stepper(self, session, sampler, objective, asked, held_to)
         return session.train(
             objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-            closing=rewards_at_both_ends, held_bytes=0 if held_to is None else held_to.bytes,
+            closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
+            held_bytes=0 if held_to is None else held_to.bytes,
         )  # fmt: skip
 
     def _check_settings(self) -> None:
@@ -141,7 +144,7 @@ class _Stepper:
     session: Session
     sampler: Sampler
     objective: _Objective
-    questions: Sequence[Question]
+    questions: Sequence[Question]  # that may be asked in place of others: none that is held out
     held_to: StartModel | None
 
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
@@ -227,7 +230,7 @@ class _Objective:
         if isinstance(item, Question):
             return asking_work(
                 item.tokens, samples=self.method.group, tokens=self.method.rollout_tokens, shape=self.shape,
-                frozen_backbone=self.frozen_backbone,
+                frozen_backbone=self.frozen_backbone, backward=backward,
             )  # fmt: skip
         return self.group_work(item.group, backward=backward)
 

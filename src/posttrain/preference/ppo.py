@@ -43,6 +43,7 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps, token_values
+from ._held_out import greedy_reward
 from ._kl_weight import KlWeight
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
 from ._parts import Counts, asking_work, flat, part_work, pieces_of, rewards_at_both_ends, shares_of
@@ -110,14 +111,15 @@ class Ppo(OnlineSettings):
         objective = _Objective(
             self, session.opened.loaded.shape, session.critic.loaded.shape, session.frozen_backbone, module.packs
         )
+        sampler = Sampler.open(session, self, questions, samples=self.samples)
         stepper = _Stepper(
-            method=self, session=session, module=module, objective=objective, held_to=held_to,
-            sampler=Sampler.open(session, self, questions, samples=self.samples),
+            method=self, session=session, module=module, objective=objective, held_to=held_to, sampler=sampler,
             kl_weight=KlWeight(value=self.kl, target=self.kl_target, horizon=self.kl_horizon),
         )  # fmt: skip
         return session.train(
             objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-            closing=rewards_at_both_ends, held_bytes=0 if held_to is None else held_to.bytes,
+            closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
+            held_bytes=0 if held_to is None else held_to.bytes,
         )  # fmt: skip
 
     def _check_settings(self) -> None:
@@ -285,8 +287,10 @@ class _Objective:
         if isinstance(item, Question):
             asked = asking_work(
                 item.tokens, samples=self.method.samples, tokens=self.method.rollout_tokens, shape=self.shape,
-                frozen_backbone=self.frozen_backbone,
+                frozen_backbone=self.frozen_backbone, backward=backward,
             )  # fmt: skip
+            if not backward:
+                return asked
             valued = train_flops(self.value_shape, tokens=asked.tokens, logits=self.method.rollout_tokens)
             return replace(asked, flops=asked.flops + self.method.samples * valued)
         value = self.value_work(item.group, backward=backward)

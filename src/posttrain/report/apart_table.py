@@ -1,4 +1,4 @@
-"""What stands beside the ladder in the terminal: general tasks before and after, variety, held-out loss and replies."""
+"""What stands beside the ladder in the terminal: general tasks before and after, variety, held-out rows and replies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _diversity(found: Mapping[str, Any]) -> Table:
 
 
 def print_training(report: Mapping[str, Any], console: Console) -> None:
-    """Print the held-out loss of each training, and the first prompt with what was replied before and after."""
+    """Print what each training reached on held-out rows, and the first prompt with what was replied before and after."""
     for trained in report["training"]:
         console.print(f"[bold]{escape(trained['label'])}[/]: {escape(trained['sentence'])}", highlight=False)
         for sample in trained["samples"][:1]:

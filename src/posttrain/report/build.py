@@ -11,7 +11,7 @@ from .alignment_table import WIN_COLUMNS, objective_columns, objective_rows, win
 from .analysis import analyse
 from .rung import LEVERS, Rung, oracle_rows
 from .table import print_report
-from .trained import COLUMNS, Trained, trained_facts, trained_rows
+from .trained import Trained, columns, trained_facts, trained_rows
 
 __all__ = ["Rung", "Trained", "build_report", "oracle_rows", "print_report"]
 
@@ -73,7 +73,7 @@ def _rendered(template: str, report: Mapping[str, Any], drawn: Sequence[Any]) ->
         by_lever={lever: found for lever, found in by_lever.items() if any(rung["verdict"] for rung in found)},
         UNIT=words.UNIT,
         facts=_flat(report["meta"]),
-        trained=(COLUMNS, trained_rows(report["trained"])),
+        trained=(columns(report["trained"]), trained_rows(report["trained"])),
         **_judged(report["alignment"]),
     )
 

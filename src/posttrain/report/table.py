@@ -12,7 +12,7 @@ from rich.table import Table
 from .alignment_table import print_alignment
 from .apart_table import print_retention, print_training
 from .rung import LEVERS
-from .trained import COLUMNS, trained_rows
+from .trained import columns, trained_rows
 from .words import MEASURABLE, UNIT, duration, interval, percent, points, probability, si
 
 __all__ = ["print_report"]
@@ -74,11 +74,12 @@ def _print_verdicts(table: Mapping[str, Any], console: Console) -> None:
 
 def _trained(stages: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
     """Return the table of training stages; a narrow one leaves out the settings and what only programs need."""
-    shown = [i for i, name in enumerate(COLUMNS) if wide or name not in ("method", "of all", "tokens", "FLOPs", "loss")]
+    heads = columns(stages)
+    shown = [i for i, name in enumerate(heads) if wide or name not in ("method", "of all", "tokens", "FLOPs", "loss")]
     table = Table(box=None, pad_edge=False, header_style="dim")
     for i in shown:
         text = i < 2
-        table.add_column(COLUMNS[i], justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        table.add_column(heads[i], justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in trained_rows(stages):
         table.add_row(*(escape(row[i]) for i in shown))
     return table

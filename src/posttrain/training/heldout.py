@@ -1,11 +1,11 @@
-"""Held-out rows: which ones, their loss every so often, the best weights so far, and when to stop."""
+"""Held-out rows: which ones, what is measured on them every so often, the best weights so far, and when to stop."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .processes import by_first_process, wait_for_all
 from .state import keep_states, load_state, save_state
 from .step import Learner
 
-__all__ = ["HeldOut", "question_of", "split_by_question"]
+__all__ = ["OBJECTIVE", "Evaluation", "HeldOut", "question_of", "split_by_question"]
 
 
 def question_of(row: Mapping[str, Any]) -> str:
@@ -64,6 +64,26 @@ def split_by_question(rows: Sequence[Mapping[str, Any]], share: float, seed: int
     return frozenset(held or asked[min(order, key=lambda text: len(asked[text]))])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is measured on held-out items, without changing anything but the learner's cost.
+
+    The measure called `criterion` decides which step is the best: the one where it is lowest, or with `higher` highest.
+    """
+
+    measure: Callable[[Learner, Sequence[Any]], dict[str, float]]
+    criterion: str
+    higher: bool = False
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether a value beats the best one so far; an equal one does not."""
+        return best is None or (value > best if self.higher else value < best)
+
+
+# The objective's own measures over all items, as if they were one step.
+OBJECTIVE = Evaluation(measure=lambda learner, items: learner.evaluate(items), criterion="loss")
+
+
 @dataclass(slots=True, kw_only=True)
 class HeldOut:
     """Evaluates the held-out items, remembers the best step, and keeps that step's masters in `folder`."""
@@ -74,11 +94,12 @@ class HeldOut:
     start: bool = False  # evaluate before the first step
     folder: Path
     key: str
+    evaluation: Evaluation = OBJECTIVE
     also_trained: int = 0  # of the rows, those whose question is trained on too
     best_step: int = 0
-    best_loss: float = math.inf
+    best: float | None = None  # the criterion's value there
     waited: int = 0  # evaluations since the best one
-    losses: dict[int, float] = field(default_factory=dict)  # by step
+    values: dict[int, float] = field(default_factory=dict)  # of the criterion, by step
 
     @property
     def stops(self) -> bool:
@@ -87,20 +108,23 @@ class HeldOut:
 
     def before(self, learner: Learner) -> None:
         """Evaluate the start; it is told, and no candidate for the best."""
-        self.losses[0] = learner.evaluate(self.items)["loss"]
+        self.values[0] = self.evaluation.measure(learner, self.items)[self.evaluation.criterion]
 
     def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
         """Evaluate when it is due after `step` steps (and at the end); returns measures named `eval_…`, or nothing."""
         if step % self.every and step != total:
             return {}
-        measured = learner.evaluate(self.items)
-        loss = measured["loss"]
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {step}: the loss on the held-out rows is not finite: look at them, or lower lr")
-        self.losses[step] = loss
-        if loss < self.best_loss:
-            self.best_step, self.best_loss, self.waited = step, loss, 0
-            facts, weights = {"key": self.key, "step": step, "eval_loss": loss}, learner.optimiser.weights()
+        criterion = self.evaluation.criterion
+        measured = self.evaluation.measure(learner, self.items)
+        value = measured[criterion]
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the {criterion} on the held-out rows is not finite: look at them, or lower lr"
+            )
+        self.values[step] = value
+        if self.evaluation.better(value, self.best):
+            self.best_step, self.best, self.waited = step, value, 0
+            facts, weights = {"key": self.key, "step": step, f"eval_{criterion}": value}, learner.optimiser.weights()
             by_first_process(lambda: save_state(self.folder, step, {"masters": weights}, facts))
         else:
             self.waited += 1
@@ -124,27 +148,28 @@ class HeldOut:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        losses = {str(step): loss for step, loss in self.losses.items()}
-        best = self.best_loss if self.best_step else None
-        return {"best_step": self.best_step, "best_loss": best, "waited": self.waited, "losses": losses}
+        values = {str(step): value for step, value in self.values.items()}
+        return {"best_step": self.best_step, "best": self.best, "waited": self.waited, "values": values}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take a saved state."""
         self.best_step, self.waited = state["best_step"], state["waited"]
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
-        self.losses = {int(step): loss for step, loss in state["losses"].items()}
+        old = "values" not in state  # saved when the loss was the only criterion
+        self.best = state["best_loss" if old else "best"]
+        self.values = {int(step): value for step, value in state["losses" if old else "values"].items()}
 
     def facts(self, total: int) -> dict[str, Any]:
         """Return what `posttrain.json` tells: which step was exported, and why."""
-        last = max(self.losses, default=0)
+        last, criterion = max(self.values, default=0), self.evaluation.criterion
         return {
             "rows": len({item.row for item in self.items}),
             "also_trained": self.also_trained,
-            **({"start_loss": self.losses[0]} if 0 in self.losses else {}),
+            "criterion": criterion,
+            **({f"start_{criterion}": self.values[0]} if 0 in self.values else {}),
             "best_step": self.best_step,
-            "best_loss": self.best_loss,
+            f"best_{criterion}": self.best,
             "last_step": last,
-            "last_loss": self.losses.get(last),
+            f"last_{criterion}": self.values.get(last),
             "steps_planned": total,
             "stopped_early": last < total,
         }

@@ -19,7 +19,7 @@ from .artifact import data_hash, export, finished, run_key
 from .batching import steps_per_epoch
 from .critic import Critic, CriticStart, open_critic
 from .estimate import advice, estimate, free_memory, measure, words
-from .heldout import HeldOut, check_rows, question_of, split_by_question
+from .heldout import OBJECTIVE, Evaluation, HeldOut, check_rows, question_of, split_by_question
 from .loop import Companions, fit
 from .memory import forget_peak
 from .opening import Adaptation, Opened, open_start
@@ -155,14 +155,15 @@ class Session:
         fresh: Fresh | None = None,
         closing: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
         judge: Callable[[Learner, Sequence[Any]], Mapping[str, Any]] | None = None,
+        evaluation: Evaluation = OBJECTIVE,
         held_bytes: int = 0,
     ) -> Checkpoint:
         """Train on the items and export.
 
         `facts` go into `posttrain.json`; `cost` is what was spent before (a reference); `generate` writes the samples that
         `sample_every` asks for, `fresh` makes what steps train on in place of their rows; `closing` returns facts that the
-        lines of metrics tell in the end, `judge` facts about the trained model on the held-out items. `held_bytes` are the
-        weights of models that are only read.
+        lines of metrics tell in the end, `judge` facts about the trained model on the held-out items. `evaluation` is what
+        is measured on these on the way. `held_bytes` are the weights of models that are only read.
         """
         method, loop, name = self.method, self.loop, type(self.method).__name__.lower()
         if fresh is not None and loop.sharding == "full":
@@ -171,7 +172,7 @@ class Session:
                 "given rows alone"
             )
         trained = [item for item in items if item.row not in self.held]
-        held_out = self._held_out(trained, [item for item in items if item.row in self.held])
+        held_out = self._held_out(trained, [item for item in items if item.row in self.held], evaluation)
         needs, parameters = self._estimate(objective, trained, held_out, held_bytes), self.opened.parameters
         module = self.module if self.critic is None else self.critic.beside(self.module)
         if loop.activation_checkpointing:
@@ -241,16 +242,17 @@ class Session:
         by_first_process(lambda: write_json(self.out / "estimate.json", found.to_dict()))
         return found.to_dict()
 
-    def _held_out(self, trained: Sequence[Any], held: Sequence[Any]) -> HeldOut | None:
+    def _held_out(self, trained: Sequence[Any], held: Sequence[Any], evaluation: Evaluation) -> HeldOut | None:
         if not self.loop.evaluates:
             return None
         check_rows(held, trained, "eval_data" if self.loop.eval_data is not None else "eval_share")
         asked, rows = {question_of(self.rows[item.row]) for item in trained}, {item.row for item in held}
         common = sum(question_of(self.rows[row]) in asked for row in rows)
         if common:
-            say(f"{common} of the {len(rows)} held-out rows ask what training rows ask too: their loss flatters")
+            name = evaluation.criterion
+            say(f"{common} of the {len(rows)} held-out rows ask what training rows ask too: their {name} flatters")
         return HeldOut(
-            also_trained=common,
+            also_trained=common, evaluation=evaluation,
             items=held, every=self.loop.eval_every or steps_per_epoch(len(trained), self.method.batch_size),
             patience=self.loop.patience, start=self.loop.eval_start, folder=self.out / "best", key=self.key,
         )  # fmt: skip
