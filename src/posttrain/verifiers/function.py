@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, DataError, did_you_mean
-from ..core.files import file_hash
 from ..core.types import Example, Score
+from ..core.user_files import module_of
 
 __all__ = ["Function", "file_of"]
 
@@ -106,7 +103,7 @@ def file_of(call: str) -> Path:
 def _loaded(call: str) -> tuple[Callable[..., Any], bool]:
     """Return the function, and whether it takes all texts of an example together."""
     path = file_of(call)
-    module = _module(path.resolve(), file_hash(path))
+    module = module_of(path, "verifier 'function'")
     where, name = f"verifier 'function': call={call}", call.rpartition(":")[2]
     function = getattr(module, name, None)
     if not callable(function):
@@ -122,23 +119,6 @@ def _loaded(call: str) -> tuple[Callable[..., Any], bool]:
         shown = ", ".join(str(parameter) for parameter in parameters)
         raise ConfigError(f"{where}: takes ({shown}), but has to be {_SHAPES}; the second name says which")
     return function, places[1].name == "texts"
-
-
-@lru_cache
-def _module(path: Path, content: str) -> Any:
-    """Return a file's module, loaded once for each content, under a name that no other module has."""
-    name = f"posttrain_function_{content[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"verifier 'function': {path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does
-        del sys.modules[name]
-        raise ConfigError(f"verifier 'function': {path} cannot be loaded: {_said(error)}") from error
-    return module
 
 
 def _said(error: Exception) -> str:
