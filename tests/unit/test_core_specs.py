@@ -115,6 +115,6 @@ def test_files_of_one_name_are_two_modules_and_a_changed_file_is_read_anew(tmp_p
 def test_a_file_that_cannot_be_loaded_is_one_sentence_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("import os\nwrong = nothing\n")
-    with pytest.raises(ConfigError, match=r"strategy 'Mine@.*broken\.py, line 2, cannot be loaded: NameError: name 'nothing'"):
+    with pytest.raises(ConfigError, match=r"'Mine@.*broken\.py, line 2, cannot be loaded: NameError: name 'nothing'"):
         lookup(f"Mine@{file}", "posttrain.test_time", "strategy")
     assert not [name for name in sys.modules if name.endswith("_broken")]
