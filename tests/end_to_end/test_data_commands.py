@@ -122,6 +122,23 @@ def test_explain_shows_rows_of_a_mix(tiny: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_questions_are_linted_and_explained(tiny: str) -> None:
+    write("asked.jsonl", [{"prompt": "2 + 2?", "answer": "4"}, {"id": "b", "prompt": "And why?", "opening": "As "}])
+    done = invoke("data", "lint", "asked.jsonl", "-m", tiny, "--json")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["shapes"] == {"question": 2}
+    assert [(each["check"], each["rows"]) for each in found["findings"]] == [("no gold", [2])]
+    assert found["lengths"]["tokens per prompt"]["context"] == 256
+    table = invoke("data", "lint", "asked.jsonl", "-m", tiny).stdout
+    assert "2 questions" in table
+    assert "tokens per prompt" in table
+    shown = " ".join(invoke("data", "explain", "-m", tiny, "--data", "asked.jsonl", "--rows", "2").stdout.split())
+    assert "⟦" not in shown
+    assert shown.count("a question: what is trained is what the model writes behind it") == 2
+
+
+@pytest.mark.usefixtures("folder")
 def test_training_on_a_mix_of_shapes(tiny: str) -> None:
     done = invoke(
         "train",

@@ -1,3 +1,6 @@
+import importlib
+import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,3 +80,41 @@ def test_own_class_from_a_file(tmp_path: Path) -> None:
         lookup(f"Mine@{tmp_path}/none.py", "posttrain.test_time", "strategy")
     with pytest.raises(ConfigError, match="defines no class 'Other'"):
         lookup(f"Other@{file}", "posttrain.test_time", "strategy")
+
+
+def test_a_file_named_as_a_standard_module_does_not_stand_in_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "statistics", raising=False)
+    file = tmp_path / "statistics.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "@dataclass(frozen=True, slots=True, kw_only=True)\n"
+        "class Mine:\n"
+        "    kind: ClassVar[str] = 'mine'\n"
+        "    n: int | None = None\n"
+        "class Second: ...\n"
+    )
+    made = build(f"Mine@{file}:n=4", "posttrain.test_time", "strategy")
+    assert importlib.import_module("statistics").mean([1, 2, 6]) == 3
+    assert (made.n, made.kind, pickle.loads(pickle.dumps(made))) == (4, "mine", made)
+    assert lookup(f"Second@{file}", "posttrain.test_time", "strategy").__module__ == type(made).__module__
+    assert pickle.loads(pickle.dumps(made)) == made  # the file is still the one module that `made` is of
+
+
+def test_files_of_one_name_are_two_modules_and_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    for place, n in (("a", 1), ("b", 2)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.py").write_text(f"class Mine:\n    n = {n}\n")
+    first, second = (lookup(f"Mine@{tmp_path}/{place}/mine.py", "posttrain.test_time", "strategy") for place in "ab")
+    assert (first.n, second.n, pickle.loads(pickle.dumps(first))) == (1, 2, first)
+    (tmp_path / "a" / "mine.py").write_text("class Mine:\n    n = 3\n")
+    assert lookup(f"Mine@{tmp_path}/a/mine.py", "posttrain.test_time", "strategy").n == 3
+
+
+def test_a_file_that_cannot_be_loaded_is_one_sentence_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("import os\nwrong = nothing\n")
+    with pytest.raises(ConfigError, match=r"'Mine@.*broken\.py, line 2, cannot be loaded: NameError: name 'nothing'"):
+        lookup(f"Mine@{file}", "posttrain.test_time", "strategy")
+    assert not [name for name in sys.modules if name.endswith("_broken")]

@@ -15,6 +15,7 @@ def explain_rows(model: str, data: str, rows: int, train_on: str, seed: int, cha
     from ..core.errors import ConfigError, did_you_mean
     from ..data.explain import explain, render_rich
     from ..data.mixing import read_mix
+    from ..data.question_rows import asks
     from ..models.load import tokenizer_of
 
     if train_on not in ("all", "last"):
@@ -23,5 +24,8 @@ def explain_rows(model: str, data: str, rows: int, train_on: str, seed: int, cha
     console = Console()
     for number, row in enumerate(read_mix(data, seed=seed, limit=rows).rows, 1):
         pieces = explain(tokenizer, row, train="all" if train_on == "all" else "last")
-        console.print(Panel(render_rich(pieces), title=f"row {number}", title_align="left"))
+        told = "a question: what is trained is what the model writes behind it" if asks(row) else None
+        console.print(
+            Panel(render_rich(pieces), title=f"row {number}", title_align="left", subtitle=told, subtitle_align="left")
+        )
     console.print("marked: trained; plain: context only", style="dim")

@@ -1,17 +1,14 @@
-"""A user's own Python function, named `path/to/file.py:name`: found, loaded once, and its mistakes told in one sentence."""
+"""A user's own Python function, named `path/to/file.py:name`: found, and its mistakes told in one sentence."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DataError, did_you_mean
-from .files import file_hash
+from .user_files import module_of
 
 __all__ = ["called", "file_of", "load_function"]
 
@@ -32,7 +29,7 @@ def load_function(call: str, *, where: str, second: Sequence[str], shapes: str) 
     `where` begins the sentence of an error, `shapes` says in it what the function has to be.
     """
     path = file_of(call, where)
-    module = _module(path.resolve(), file_hash(path), where)
+    module = module_of(path, where)
     function = getattr(module, call.rpartition(":")[2], None)
     if not callable(function):
         here = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
@@ -57,23 +54,6 @@ async def called(function: Callable[..., Any], *given: Any, where: str) -> Any:
         return await found if inspect.isawaitable(found) else found
     except Exception as error:  # whatever a user's code raises
         raise DataError(f"{where}: raised {_said(error)}") from error
-
-
-@lru_cache
-def _module(path: Path, content: str, where: str) -> Any:
-    """Return a file's module, loaded once for each content, under a name that no other module has."""
-    name = f"posttrain_function_{content[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{where}: {path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does
-        del sys.modules[name]
-        raise ConfigError(f"{where}: {path} cannot be loaded: {_said(error)}") from error
-    return module
 
 
 def _said(error: Exception) -> str:

@@ -10,14 +10,13 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, did_you_mean
+from .user_files import module_of
 
 __all__ = ["Spec", "available", "build", "format_spec", "format_value", "instantiate", "lookup", "parse", "replaced"]
 
@@ -149,17 +148,13 @@ def lookup(name: str, package: str, kind: str) -> type[Any]:
     return found
 
 
-@lru_cache
 def _from_file(path: Path, cls: str, kind: str) -> type[Any]:
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{kind} '{cls}@{path}': no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    found = getattr(module, cls, None)
+    where = f"{kind} '{cls}@{path}'"
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such Python file")
+    found = getattr(module_of(path, where), cls, None)
     if not isinstance(found, type):
-        raise ConfigError(f"{kind} '{cls}@{path}': the file defines no class '{cls}'")
+        raise ConfigError(f"{where}: the file defines no class '{cls}'")
     return found
 
 

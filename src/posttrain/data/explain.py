@@ -1,4 +1,4 @@
-"""What exactly is trained: the text of a row as the model sees it, with the trained tokens marked."""
+"""What exactly is trained: the text of a row as the model sees it, with the trained tokens marked; nothing of a question."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .formats import Conversation, Normal, Plain, normalise
 from .masks import Encoded, encode_completion, encode_conversation, encode_text
 from .preferences import answers_of
+from .question_rows import Asked, asks, encode_question, read_question
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,12 +20,18 @@ __all__ = ["counts", "encode_normal", "encode_row", "explain", "pieces_of", "ren
 def encode_row(
     tokenizer: Any, row: Mapping[str, Any], *, train: Literal["all", "last"] = "all", where: str = "row"
 ) -> list[Encoded]:
-    """Return a row in any known shape as the sequences that are trained on: one, or chosen and rejected of a preference."""
-    return encode_normal(tokenizer, normalise(row, where), train=train)
+    """Return a row in any known shape as the sequences that are trained on: one, or chosen and rejected of a preference.
+
+    Of a question it is the prompt, and nothing of it is trained: what is trained is what the model writes.
+    """
+    known = read_question(row, where) if asks(row) else normalise(row, where)
+    return encode_normal(tokenizer, known, train=train)
 
 
-def encode_normal(tokenizer: Any, normal: Normal, *, train: Literal["all", "last"] = "all") -> list[Encoded]:
+def encode_normal(tokenizer: Any, normal: Normal | Asked, *, train: Literal["all", "last"] = "all") -> list[Encoded]:
     """Return a normalised row as the sequences that are trained on."""
+    if isinstance(normal, Asked):
+        return [encode_question(tokenizer, normal)]
     if isinstance(normal, Plain):
         return [encode_text(tokenizer, normal.text)]
     if isinstance(normal, Conversation):

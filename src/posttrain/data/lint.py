@@ -18,6 +18,7 @@ from .labels import label_balance
 from .language import script_and_guess
 from .preference_checks import check_preferences
 from .preferences import answers_of, judged_answers
+from .question_rows import Asked
 from .row_checks import check_encoding, check_shapes, check_turns, read
 from .shapes import Judgement
 from .words import Hasher, words
@@ -63,8 +64,9 @@ def lint(
         check_encoding(report, known, tokenizer, context, train, advance)
         _skip(advance, len(rows) - len(known))
     hasher = Hasher()
-    questions = [tuple(row[: len(row) - max(1, judged_answers(it))]) for row, it in zip(turns, normals, strict=True)]
-    _duplicates(report, numbers, turns, questions, near, hasher, advance)
+    compared = [it.question if isinstance(it, Asked) else "\n".join(row) for row, it in zip(turns, normals, strict=True)]
+    _duplicates(report, numbers, turns, compared, near, hasher, advance)
+    report.duplicates["questions_with_several_answers"] = _several(turns, normals)
     spoken: Counter[str] = Counter()
     for row in turns:
         spoken[script_and_guess("\n".join(row))] += 1
@@ -90,31 +92,32 @@ def _skip(advance: Callable[[], object], count: int) -> None:
 
 def _lengths(report: Report, turns: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> None:
     report.lengths["words per row"] = percentiles([sum(len(words(text)) for text in row) for row in turns])
-    report.lengths["words per answer"] = percentiles([len(words(text)) for row in answers for text in row])
+    if (told := [len(words(text)) for row in answers for text in row]) or not turns:
+        report.lengths["words per answer"] = percentiles(told)
 
 
 def _duplicates(
     report: Report,
     numbers: Sequence[int],
     turns: Sequence[Sequence[str]],
-    questions: Sequence[tuple[str, ...]],
+    compared: Sequence[str],
     near: float,
     hasher: Hasher,
     advance: Callable[[], object],
 ) -> None:
+    """Find copies by all of their turns, and near-duplicates by the texts to be compared."""
     same: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    asked: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
-    for number, row, question in zip(numbers, turns, questions, strict=True):
+    texts: dict[tuple[str, ...], str] = {}
+    for number, row, text in zip(numbers, turns, compared, strict=True):
         same[tuple(row)].append(number)
-        if question:
-            asked[question].add(tuple(row))
+        texts.setdefault(tuple(row), text)
     repeated = [number for group in same.values() for number in group[1:]]
     pairs = [(group[0], group[1]) for group in same.values() if len(group) > 1]
     if repeated:
         message = f"exact copies of earlier rows, for example row {pairs[0][1] + 1} of row {pairs[0][0] + 1}"
         report.add("warning", "duplicates", message, repeated)
     first = [group[0] for group in same.values()]
-    sketches = sketch(["\n".join(row) for row in same], hasher=hasher, advance=advance)
+    sketches = sketch(list(texts.values()), hasher=hasher, advance=advance)
     _skip(advance, report.rows - len(first))
     groups = near_duplicates(sketches, threshold=near)
     copies = sorted(first[i] for group in groups for i in group[1:])
@@ -126,17 +129,23 @@ def _duplicates(
             f"{b + 1}"
         )
         report.add("warning", "near-duplicates", message, copies)
-    report.duplicates = {
-        "exact": len(repeated),
-        "near": len(copies),
-        "near_groups": len(groups),
-        "questions_with_several_answers": sum(len(told) > 1 for told in asked.values()),
-    }
+    report.duplicates = {"exact": len(repeated), "near": len(copies), "near_groups": len(groups)}
     similarity = self_similarity(sketches)
     report.diversity["self_similarity"] = None if similarity is None else round(similarity, 4)
     if similarity is not None and similarity > 0.5 and len(first) >= 20:
         message = f"two rows share {similarity:.0%} of their word 3-grams on average: little variety"
         report.add("warning", "diversity", message, first, len(first))
+
+
+def _several(turns: Sequence[Sequence[str]], normals: Sequence[Normal | Asked]) -> int:
+    """Return how many questions have answers that differ; of rows that only ask, gold answers."""
+    asked: dict[tuple[str, ...], set[tuple[str | None, ...]]] = defaultdict(set)
+    for row, normal in zip(turns, normals, strict=True):
+        if isinstance(normal, Asked):
+            asked[tuple(row)].add((normal.gold,))
+        elif question := tuple(row[: len(row) - max(1, judged_answers(normal))]):
+            asked[question].add(tuple(row))
+    return sum(len(told) > 1 for told in asked.values())
 
 
 def _diversity(report: Report, answers: Sequence[str]) -> None:
@@ -145,8 +154,10 @@ def _diversity(report: Report, answers: Sequence[str]) -> None:
     report.diversity["type_token_ratio_of_100_words"] = _rounded(segmental_type_token_ratio(answers))
 
 
-def _labels(report: Report, numbers: Sequence[int], normals: Sequence[Normal]) -> None:
-    report.labels = label_balance([None if isinstance(it, Plain | Judgement) else _answers(it)[-1] for it in normals])
+def _labels(report: Report, numbers: Sequence[int], normals: Sequence[Normal | Asked]) -> None:
+    report.labels = label_balance(
+        [None if isinstance(it, Plain | Judgement | Asked) else _answers(it)[-1] for it in normals]
+    )
     if report.labels is not None and report.labels["largest"] >= 0.8:
         name = next(iter(report.labels["shares"]))
         message = f"{report.labels['largest']:.0%} of the answers are {name!r}: always saying so would look right"
@@ -186,17 +197,20 @@ def _contamination(
         report.add("error", "contamination", message, sorted({numbers[hit.row] for hit in found.hits}))
 
 
-def _turns(normal: Normal) -> list[str]:
-    """Return the texts of a row in order; of a judgement the answers last."""
+def _turns(normal: Normal | Asked) -> list[str]:
+    """Return the texts of a row in order; of a judgement the answers last, of a question the prompt's alone."""
     if isinstance(normal, Plain):
         return [normal.text]
     if isinstance(normal, Conversation):
         return [message.content for message in normal.messages]
-    return [*(message.content for message in normal.prompt), *answers_of(normal)]
+    prompt = [message.content for message in normal.prompt]
+    return prompt if isinstance(normal, Asked) else [*prompt, *answers_of(normal)]
 
 
-def _answers(normal: Normal) -> list[str]:
-    """Return the texts that are trained."""
+def _answers(normal: Normal | Asked) -> list[str]:
+    """Return the texts that are trained; none of a question."""
+    if isinstance(normal, Asked):
+        return []
     if isinstance(normal, Conversation):
         return [message.content for message in normal.messages if message.role == "assistant"]
     if isinstance(normal, Plain):

@@ -8,6 +8,7 @@ from typing import Any
 
 from .findings import Report
 from .preferences import answers_of, comparisons
+from .question_rows import Asked
 from .shapes import Normal, Preference, Ranking, Scored, Thumb
 
 __all__ = ["annotators_of", "check_preferences"]
@@ -15,7 +16,7 @@ __all__ = ["annotators_of", "check_preferences"]
 _LEAST = 20  # pairs that say something about length
 
 
-def check_preferences(report: Report, known: Mapping[int, Normal]) -> None:
+def check_preferences(report: Report, known: Mapping[int, Normal | Asked]) -> None:
     """Find rows that prefer nothing, pairs present in both orders, and judgements that length predicts."""
     ranked = {n: it for n, it in known.items() if isinstance(it, Preference | Ranking | Scored)}
     pairs = {number: comparisons(judged) for number, judged in ranked.items()}

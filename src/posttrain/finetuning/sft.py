@@ -41,7 +41,7 @@ class Sft(TrainerSettings):
     """
 
     version: ClassVar[str] = "1"
-    paper: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.4"
+    paper: ClassVar[str] = "Ouyang et al. 2022, arXiv 2203.02155, section 3.5"
     measured: ClassVar[bool] = True
     cost: ClassVar[str] = "3 forward passes per training token and epoch, once; nothing per query"
     fails: ClassVar[str] = "demonstrations differ from what is asked later; other abilities are forgotten"

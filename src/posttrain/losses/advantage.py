@@ -20,7 +20,7 @@ def group_advantages(rewards_PK: Tensor, *, baseline: Baseline = "mean", scale: 
     """Return `advantages_PK`: A = (R − b) / s.
 
     `baseline` b is the mean of the prompt's samples (GRPO: Shao et al. 2024, 2402.03300, section 4.1.2), the mean of the
-    other ones (RLOO: Ahmadian et al. 2024, 2402.14740, eq. 6), or nothing. `scale` s is the standard deviation of the
+    other ones (RLOO: Ahmadian et al. 2024, 2402.14740, section 2.3), or nothing. `scale` s is the standard deviation of the
     prompt's samples (GRPO), that of the whole batch's A, whose mean is taken away as well (REINFORCE++: Hu 2025,
     2501.03262), or 1 (Dr. GRPO: Liu et al. 2025, 2503.20783). Standard deviations divide by n − 1, as the published
     implementations do. No gradient passes.

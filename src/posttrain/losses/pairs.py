@@ -8,14 +8,14 @@
     member    reference  per token  link      φ                      w      source
     sigmoid   yes        –          f'        −log σ(m), smoothed    –      DPO 2305.18290 (7)
     robust    yes        –          f'        unbiased under flips   –      rDPO 2403.00409
-    hinge     yes        –          f'        max(0, 1 − m)          –      SLiC 2309.06657, table 1
+    hinge     yes        –          f'        max(0, 1 − m)          –      SLiC 2309.06657
     ipo       yes        yes        –         (m/β − 1/(2β))²        –      IPO 2310.12036 (17)
     simpo     no         yes        –         −log σ(m − γ)          –      SimPO 2405.14734 (6)
     cpo       no         –          –         −log σ(m), smoothed    1      CPO 2401.08417 (3)
     orpo      no         yes        log odds  −β log σ(m)            1      ORPO 2403.07691 (6, 7); its m has no β
 
 `per_token`, `reference_free` and `likelihood` move the first three along these columns: sigmoid per token is
-length-normalised DPO (Tülu 3, 2411.15124), sigmoid with w is RPO (Pang et al. 2024, 2404.19733, eq. 1).
+length-normalised DPO (Tülu 3, 2411.15124), sigmoid with w is RPO (Pang et al. 2024, 2404.19733).
 A pair with a soft label p = P(chosen is better) has L = p φ(m) + (1 − p) φ(−m) (`preference.soft`): sigmoid, ipo and simpo.
 Of the others robust assumes hard labels wrong at one rate, the hinge is least at m = 1 for every p > ½, and w raises the
 likelihood of a response that is called chosen outright.
@@ -144,8 +144,7 @@ def link(h: Tensor, divergence: FDivergence, *, alpha: float = 0.5) -> Tensor:
     """Return f'(u) of u = π/π_ref = exp(h), less its constant: the reward under an f-divergence to the reference.
 
     reverse_kl: h. forward_kl: 1 − 1/u. js: log 2u/(1+u). alpha: (1 − u^−α)/α, which is the reverse KL for α → 0 and the
-    forward one for α = 1. Wang et al. 2023 (2309.16240), theorem 1 and table 1. In float64, where exp(−h) is finite down
-    to h = −709.
+    forward one for α = 1. Wang et al. 2023 (2309.16240). In float64, where exp(−h) is finite down to h = −709.
     """
     if divergence == "reverse_kl":
         return h

@@ -85,7 +85,7 @@ def token_weights(
     """Return c for each token, so that the step's loss is Σ c x over all of its micro-batches. Float64.
 
         sequence:  1 / (|y| sequences)          every sequence weighs the same (GRPO)
-        token:     1 / tokens                   every token of the optimiser step does (DAPO, eq. 8)
+        token:     1 / tokens                   every token of the optimiser step does (DAPO, eq. 12)
         constant:  1 / (constant · sequences)   a fixed length in place of |y| (Dr. GRPO)
         sum:       1 / sequences                the log-probability of a whole sequence (RLOO)
 

@@ -48,7 +48,7 @@ def robust(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def hinge(margin_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """SLiC on the normalised likelihood: max(0, 1 − m), per pair (Liu et al. 2023, 2309.06657, table 1)."""
+    """SLiC on the normalised likelihood: max(0, 1 − m), per pair (Liu et al. 2023, 2309.06657)."""
     if label_smoothing:
         raise ValueError("the hinge loss has no label smoothing: set label_smoothing=0")
     return torch.relu(1 - margin_B)

@@ -28,7 +28,7 @@ def bradley_terry(
 
     Bradley and Terry 1952: P(i beats j) = σ(r_i − r_j); as a loss of rewards: Stiennon et al. 2020 (2009.01325), section
     3.4; with the K(K − 1)/2 comparisons of a ranking in Ouyang et al. 2022 (2203.02155), eq. 1. m ≥ 0, a gap that must be
-    exceeded: Touvron et al. 2023 (2307.09288), eq. 2. Gradient by r_better: σ(r_better − r_worse − m) − 1.
+    exceeded: Touvron et al. 2023 (2307.09288). Gradient by r_better: σ(r_better − r_worse − m) − 1.
 
     With soft labels p = P(better is the better one) and d the difference: −p log σ(d) − (1 − p) log σ(−d), the cross-entropy
     to the label (Lee et al. 2023, 2309.00267), without a gap. Gradient by r_better: σ(d) − p.
@@ -61,7 +61,7 @@ def plackett_luce(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
 def centring(rewards_N: Tensor, better_C: Tensor, worse_C: Tensor) -> Tensor:
     """(r_better + r_worse)², per comparison: keeps rewards near 0, which comparisons alone leave undetermined.
 
-    Eisenstein et al. 2023 (2312.09244), section 3. Gradient by either reward: 2 (r_better + r_worse).
+    Eisenstein et al. 2023 (2312.09244), eq. 2. Gradient by either reward: 2 (r_better + r_worse).
     """
     return (rewards_N[better_C] + rewards_N[worse_C]).square()
 

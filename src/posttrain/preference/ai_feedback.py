@@ -6,7 +6,7 @@ For responses a and b to x, and P the labeller's probability of the one shown fi
 
 A constant preference for a place cancels in p to first order; it is measured, and a labeller that has too much of it is
 refused. Sources: Bai et al. 2022 (2212.08073), section 4: log-probabilities of the two labels as targets, principles,
-reasoning first; Lee et al. 2023 (2309.00267), section 3: both orders averaged, soft labels.
+reasoning first; Lee et al. 2023 (2309.00267): both orders averaged, soft labels.
 """
 
 from __future__ import annotations

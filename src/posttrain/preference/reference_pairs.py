@@ -26,7 +26,7 @@ class ReferencePairs:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
-    paper: ClassVar[str] = "Chen et al. 2024, arXiv 2401.01335 (SPIN), section 4"
+    paper: ClassVar[str] = "Chen et al. 2024, arXiv 2401.01335 (SPIN)"
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "references differ from the model's replies in form above all: the form is what is learned"
     summary: ClassVar[str] = "preference pairs of reference replies against the model's own"

@@ -37,7 +37,7 @@ class BestOfN:
         temperature: above 0, else all samples are the same.
         top_p: the nucleus; 1 keeps all tokens.
 
-    Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv 2110.14168), section 4.1;
+    Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv 2110.14168), section 4.2;
     weighted: Li et al. 2022, "Making Large Language Models Better Reasoners with Step-Aware Verifier" (arXiv 2206.02336),
     section 3; scores of steps: Lightman et al. 2023, "Let's Verify Step by Step" (arXiv 2305.20050).
     """

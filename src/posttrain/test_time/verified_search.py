@@ -42,7 +42,7 @@ class VerifiedSearch:
         temperature: above 0, else all samples are the same.
         top_p: the nucleus; 1 keeps all tokens.
 
-    Source: Cobbe et al. 2021 (arXiv 2110.14168), section 4.1 (search by a verifier); rejected attempts in the
+    Source: Cobbe et al. 2021 (arXiv 2110.14168), section 4.2 (search by a verifier); rejected attempts in the
     prompt: Shinn et al. 2023, "Reflexion" (arXiv 2303.11366), section 3; the bound of a lenient verifier: Stroebl et al.
     2024 (arXiv 2411.17501).
     """

@@ -17,7 +17,7 @@ class Format:
     """1 if the whole reply is one block of reasoning between its tags and then the answer, else 0 (or a share).
 
     s = 1[y = <think> z </think> a], z and a not empty and without tags; with `answer_tags` a stands between these. White
-    space around each part is free. DeepSeek-AI 2025 (arXiv 2501.12948), section 2.2.2.
+    space around each part is free. DeepSeek-AI 2025 (arXiv 2501.12948v1), section 2.2.2.
 
     Args:
         tags: around the reasoning.

@@ -21,7 +21,7 @@ _TARGETS = {*LANGUAGES, *LANGUAGES.values()}
 class Language:
     """The share of the words of the reasoning that are in the target language, in [0, 1].
 
-    s = |words of z in the target| / |words of z|. DeepSeek-AI 2025 (arXiv 2501.12948), section 2.3.2.
+    s = |words of z in the target| / |words of z|. DeepSeek-AI 2025 (arXiv 2501.12948v1), section 2.3.2.
 
     Numbers, formulas and code do not count; reasoning without words scores 0. Where the question has no letters, so that its
     language cannot be told, every text scores 1 and `tally["no_target"]` counts it. Scripts are told with certainty,

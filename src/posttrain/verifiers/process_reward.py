@@ -38,7 +38,7 @@ class ProcessReward:
     without a separator at its end. A text without any step scores 0.
 
     Sources: Lightman et al. 2023 (arXiv 2305.20050), section 2; `tag`: Wang et al. 2023, "Math-Shepherd" (arXiv
-    2312.08935), section 3.2; `turns`: Xiong et al. 2024, "An Implementation of Generative PRM" (RLHFlow); `token`: Zhang
+    2312.08935); `turns`: Xiong et al. 2024, "An Implementation of Generative PRM" (RLHFlow); `token`: Zhang
     et al. 2025 (arXiv 2501.07301), and TRL's PRM trainer.
 
     Args:

@@ -29,7 +29,7 @@ class RewardEnsemble:
 
     `tally` has the texts and the sum of their standard deviations (`disagreement`).
 
-    Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743), section 3.2, with
+    Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743), section 3, with
     the standard deviation in place of the variance.
 
     Args:

@@ -34,7 +34,7 @@ class RewardModel:
     chat template (a Bradley-Terry model's scale: any real number). More labels: the log-odds z_p − log Σ_{k≠p} exp z_k of
     the positive one. `output=probability` is σ(s): with more labels the softmax probability of the positive one.
 
-    Sources: Cobbe et al. 2021 (arXiv 2110.14168), section 4.1; Ouyang et al. 2022 (arXiv 2203.02155), section 3.5.
+    Sources: Cobbe et al. 2021 (arXiv 2110.14168), section 4.2; Ouyang et al. 2022 (arXiv 2203.02155), section 3.5.
 
     Args:
         model: a sequence-classification folder (safetensors), or a hub id.
