@@ -42,7 +42,7 @@ class Episode:
         "a model that was never taught the tool's form does not call it, or calls it and ignores the answer"
     )
 
-    environment: str
+    environment: str = "calculator"
     turns: Annotated[int, Field(ge=1)] = 4
     temperature: Annotated[float, Field(ge=0)] = 0.0
 
