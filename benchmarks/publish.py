@@ -120,7 +120,10 @@ def speed() -> str:
             f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
             f"{hardware['processor']}, {hardware['cores']} cores |"
         )
-    for mode, unit in (("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text"), ("reward", "reward model on GSM8K text")):
+    for mode, unit in (
+        ("sft", "SFT on GSM8K text"), ("dpo", "DPO on GSM8K text"), ("reward", "reward model on GSM8K text"),
+        ("grpo", "GRPO on GSM8K questions, sampling included"),
+    ):  # fmt: skip
         whole, quick = results / f"train_vs_trl_{mode}.json", results / f"train_vs_trl_{mode}_quick.json"
         path = whole if whole.is_file() else quick
         if path.is_file():

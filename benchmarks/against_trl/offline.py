@@ -1,0 +1,222 @@
+"""SFT, DPO and the reward model beside TRL's: given rows, the same tokens on both sides."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from .common import Found, finalists_of, in_rounds, ratios, read, run, search, setting_of, show, winner_of, write
+
+
+def rows_of(mode: str, path: Path, count: int) -> list[dict[str, str]]:
+    """Read prompts and solutions; a pair's rejected response is the solution of the next problem."""
+    found = read(path, count + 1)
+    if mode == "sft":
+        return [{"prompt": r["question"], "completion": r["rationale"]} for r in found[:count]]
+    pairs = itertools.pairwise(found)
+    return [{"prompt": a["question"], "chosen": a["rationale"], "rejected": b["rationale"]} for a, b in pairs]
+
+
+def measure(job: dict[str, Any], out: Path) -> Found:
+    rows = rows_of(job["mode"], Path(job["data"]), job["batch"] * job["steps"])
+    return {"posttrain": measure_posttrain, "trl": measure_trl, "limit": measure_limit}[job["side"]](job, rows, out)
+
+
+def rates(ends: list[float], tokens: list[int], job: dict[str, Any], reference_seconds: float = 0.0) -> Found:
+    """Rates over all steps but the first; the reference's time counts in proportion to the rows."""
+    seconds = ends[-1] - ends[0] + reference_seconds * (job["steps"] - 1) / job["steps"]
+    measured = (job["steps"] - 1) * job["batch"]
+    return {"tokens_per_second": sum(tokens[1:]) / seconds, "rows_per_second": measured / seconds, "seconds": seconds}
+
+
+def row_tokens(job: dict[str, Any], rows: list[dict[str, str]]) -> list[int]:
+    """Return each row's tokens as a plain trainer sees them: the prompt once per response."""
+    from posttrain.finetuning.sft import encode_row
+    from posttrain.models.load import load_tokenizer, resolve
+    from posttrain.preference.dpo import encode_pair
+
+    tokenizer = load_tokenizer(resolve(job["model"]))
+    if job["mode"] == "sft":
+        return [len(encode_row(tokenizer, row, train="all", where="row").ids) for row in rows]
+    return [sum(len(e.ids) for e in encode_pair(tokenizer, row, where="row")) for row in rows]
+
+
+def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> Found:
+    from posttrain.core.types import Checkpoint
+    from posttrain.finetuning.sft import Sft
+    from posttrain.preference.dpo import Dpo
+    from posttrain.preference.reward_model import RewardModel
+    from posttrain.training import reference
+    from posttrain.training.batching import step_rows
+    from posttrain.training.step import Learner
+
+    ends: list[float] = []
+    update = Learner.update
+
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = update(self, *args, **kwargs)
+        ends.append(time.perf_counter())
+        return found
+
+    Learner.update = timed  # type: ignore[method-assign]
+    kind = {"sft": Sft, "dpo": Dpo, "reward": RewardModel}[job["mode"]]
+    method = kind(batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=1e-5)
+    method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
+    lengths = row_tokens(job, rows)
+    order = [step_rows(s, rows=len(rows), batch_size=job["batch"], seed=0) for s in range(job["steps"])]
+    tokens = [sum(lengths[i] for i in step) for step in order]
+    spent = reference._read(out / "reference", _key(out))[1].seconds if job["mode"] == "dpo" else 0.0
+    return rates(ends, tokens, job, spent)
+
+
+def _key(out: Path) -> str:
+    return str(json.loads((out / "checkpoint" / "posttrain.json").read_text())["key"])
+
+
+def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> Found:
+    import torch
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+    from posttrain.models.load import resolve
+    from posttrain.training.batching import step_rows
+
+    path = resolve(job["model"])
+    order = [i for s in range(job["steps"]) for i in step_rows(s, rows=len(rows), batch_size=job["batch"], seed=0)]
+    lengths = row_tokens(job, rows)
+    tokens = [sum(lengths[i] for i in order[s * job["batch"] :][: job["batch"]]) for s in range(job["steps"])]
+
+    def turns(row: dict[str, str]) -> dict[str, Any]:
+        return {k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] for k, v in row.items()}
+
+    data = Dataset.from_list([turns(rows[i]) for i in order])
+    loader: Any = AutoModelForSequenceClassification if job["mode"] == "reward" else AutoModelForCausalLM
+    model = loader.from_pretrained(
+        path, dtype=getattr(torch, job["dtype"]), attn_implementation=job["attention"],
+        **({"num_labels": 1} if job["mode"] == "reward" else {}),
+    )  # fmt: skip
+    common = {
+        "output_dir": str(out), "per_device_train_batch_size": job["device_batch"], "num_train_epochs": 1,
+        "gradient_accumulation_steps": job["batch"] // job["device_batch"], "learning_rate": 1e-5, "report_to": [],
+        "save_strategy": "no", "use_cpu": True, "max_length": None, "disable_tqdm": True,
+    }  # fmt: skip
+    if not job["defaults"]:
+        common |= {"gradient_checkpointing": False, "bf16": bool(job.get("autocast"))}
+    spent = 0.0
+    if job["mode"] == "sft":
+        config: Any = SFTConfig(**common, completion_only_loss=True)
+        kind: Any = SFTTrainer
+    elif job["mode"] == "reward":
+        config, kind = RewardConfig(**common), RewardTrainer
+    else:
+        config = DPOConfig(**common, precompute_ref_log_probs=not job["defaults"])
+        kind = DPOTrainer
+
+    class InOrder(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            nonlocal spent
+            began = time.perf_counter()
+            found = super()._precompute_ref_logps(*args, **kwargs)
+            spent += time.perf_counter() - began
+            return found
+
+    ends: list[float] = []
+
+    class Stamp(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    trainer = InOrder(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(path),
+        callbacks=[Stamp()],
+    )
+    trainer.train()
+    return rates(ends, tokens, job, spent)
+
+
+def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> Found:
+    import torch
+
+    from posttrain.finetuning.sft import encode_row
+    from posttrain.models.forward import Forward
+    from posttrain.models.load import load
+    from posttrain.preference.dpo import encode_pair
+    from posttrain.training.batching import micro_batches, step_rows
+
+    loaded = load(job["model"], dtype=job["dtype"])
+    forward = Forward(loaded.model)
+    ends: list[float] = []
+    lengths = row_tokens(job, rows)
+    tokens = []
+    for s in range(job["steps"]):
+        chosen = step_rows(s, rows=len(rows), batch_size=job["batch"], seed=0)
+        if job["mode"] == "sft":
+            groups: list[Any] = [[encode_row(loaded.tokenizer, rows[i], train="all", where="")] for i in chosen]
+        else:
+            groups = [encode_pair(loaded.tokenizer, rows[i], where="") for i in chosen]
+        for batch in micro_batches(groups, [sum(len(e.ids) for e in g) for g in groups], 1024):
+            hidden = forward.hidden(forward.batch(batch))
+            hidden.backward(torch.ones_like(hidden))
+        loaded.model.zero_grad()
+        tokens.append(sum(lengths[i] for i in chosen))
+        ends.append(time.perf_counter())
+    return rates(ends, tokens, job)
+
+
+# The comparison ------------------------------------------------------------------------------------------------------
+
+
+def compare(args: argparse.Namespace) -> None:
+    unit = "tokens_per_second" if args.mode == "sft" else "rows_per_second"
+    base = {
+        "mode": args.mode, "data": str(args.data.resolve()), "model": args.model, "batch": args.batch, "steps": args.steps,
+        "threads": args.threads, "dtype": args.dtype, "defaults": False,
+    }  # fmt: skip
+    batches = [b for b in ((1, 2) if args.quick else (1, 2, 4, 8)) if args.batch % b == 0]
+    attentions = ("eager",) if args.quick else ("eager", "sdpa")
+    searched = search(
+        (
+            (device_batch, attention, {**base, "batch": max(device_batch, args.batch // 2), "steps": 2})
+            for device_batch in batches
+            for attention in attentions
+        ),
+        unit,
+    )
+    finalists = finalists_of(searched, unit, quick=args.quick)
+    sides: dict[str, dict[str, Any]] = {"posttrain": {**base, "side": "posttrain"}}
+    sides |= {f"trl_{i + 1}": {**base, "side": "trl", **setting_of(entry)} for i, entry in enumerate(finalists)}
+    rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
+    winner = winner_of(rounds, unit)
+    best = sides[winner]
+    others = {name: rounds.pop(name) for name in list(rounds) if name not in ("posttrain", winner)}
+    rounds["trl_best"] = rounds.pop(winner)
+    extra: dict[str, Any] = {"trl_other_finalists": others} if others else {}
+    for name, change in (
+        ("limit_without_logits", {"side": "limit"}),
+        ("trl_float32_weights_autocast", {**best, "autocast": True, "steps": 2}),
+        ("trl_defaults", {"side": "trl", "device_batch": 8, "attention": "sdpa", "defaults": True, "steps": 2}),
+    ):
+        if (name == "limit_without_logits" or (args.batch % 8 == 0 and not args.quick)) and (
+            found := run({**base, **change})
+        ):
+            extra[name] = found
+            show(name, found, unit)
+    summary = ratios(rounds["posttrain"], rounds["trl_best"], {"speed_ratio": unit, "memory_ratio": "peak_gb"})
+    low, high = summary["speed_ratio_range"]
+    print(
+        f"{args.mode}: posttrain / TRL's best (batch {best['device_batch']}, {best['attention']}): speed "
+        f"{summary['speed_ratio']:.2f} [{low:.2f}, {high:.2f}], peak memory {summary['memory_ratio']:.2f}"
+    )
+    write(args, unit, summary, rounds, extra, searched, {})
