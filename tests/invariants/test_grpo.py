@@ -210,7 +210,7 @@ def test_several_rewards_are_added_with_their_weights_and_told_apart(start, tmp_
 def test_a_judge_behind_a_service_is_a_reward(start, tmp_path):
     """Every step has an event loop of its own, and the engine is opened once."""
     rules = replace(BASE, epochs=1, watched=("judge:model=scripted",))
-    with pytest.raises(TrainingError, match="'watched_judge' is no finite number for a reply to row"):
+    with pytest.raises(TrainingError, match="'watched_judge' has no readable verdict on 12 of the 12 replies of this step"):
         rules(start, ROWS, tmp_path, seed=3)  # made-up answers hold no grade: it was asked, and that is told
 
 
@@ -222,8 +222,12 @@ def test_a_reply_without_a_verdict_counts_as_the_mean_of_the_others():
     asked = [Example(id="0"), Example(id="1")]
     found = rewards(asked, [["1", "", "5"], ["2", "2", "4"]], [0, 1], [(), ()])
     assert found.total_PK.tolist() == [[2, 6, 10], [4, 4, 8]]
-    with pytest.raises(TrainingError, match="'reward_judge' is no finite number for a reply to row 7"):
-        rewards(asked, [["1", "2"], ["", ""]], [5, 7], [(), ()])
+    found = rewards(asked, [["1", "3"], ["", ""]], [5, 7], [(), ()])  # half have one: the step's mean, and no advantage
+    assert found.total_PK.tolist() == [[2, 6], [4, 4]]
+    with pytest.raises(
+        TrainingError, match="'reward_judge' has no readable verdict on 3 of the 4 replies of this step, the"
+    ):
+        rewards(asked, [["1", ""], ["", ""]], [5, 7], [(), ()])
     with pytest.raises(TrainingError, match="reply to row 5"):
         rewards(asked, [["1", "inf"], ["1", "2"]], [5, 7], [(), ()])
 

@@ -14,7 +14,7 @@ from posttrain.data.examples import example_row
 from posttrain.data.explain import counts, encode_row, explain
 from posttrain.data.findings import Finding, Report
 from posttrain.data.lint import lint, passes
-from posttrain.data.question_rows import asks
+from posttrain.data.question_rows import asks, read_question
 
 CHATML = BY_NAME["chatml"].tokenizer
 WORDS = "river stone cloud lamp paper glass wheel garden winter music bread silver forest letter window"
@@ -147,3 +147,11 @@ def test_explain_shows_the_prompt_and_nothing_of_it_is_trained() -> None:
     row = {"prompt": [{"role": "user", "content": "hi"}], "opening": "Well, ", "example": {"id": "1", "question": "hi"}}
     assert explain(CHATML, row) == [("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nWell, ", False)]
     assert counts(encode_row(CHATML, row))["trained"] == 0
+
+
+def test_a_column_of_system_texts_begins_the_prompt():
+    row = {"prompt": "hi", "system": "Be brief.", "answer": "hello"}
+    assert asks(row)
+    assert [(m.role, m.content) for m in read_question(row).prompt] == [("system", "Be brief."), ("user", "hi")]
+    with pytest.raises(DataError, match="but the first message is another system message"):
+        read_question({**row, "prompt": [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hi"}]})

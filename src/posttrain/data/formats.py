@@ -29,6 +29,7 @@ __all__ = [
     "normalise_rows",
     "training_row",
     "training_rows",
+    "under_system",
 ]
 
 Kind = TypeVar("Kind", bound=Normal)
@@ -53,12 +54,11 @@ def normalise(row: Mapping[str, Any], where: str = "row") -> Normal:
     A text in a column `system` becomes the system message that the turns begin with.
     """
     normal = _shaped(row, where)
-    system = row.get("system")
-    if isinstance(normal, Plain) or not isinstance(system, str) or not system.strip():
+    if isinstance(normal, Plain):
         return normal
     if isinstance(normal, Conversation):
-        return replace(normal, messages=_under(system, normal.messages, where))
-    return replace(normal, prompt=_under(system, normal.prompt, where))
+        return replace(normal, messages=under_system(row, normal.messages, where))
+    return replace(normal, prompt=under_system(row, normal.prompt, where))
 
 
 def _shaped(row: Mapping[str, Any], where: str) -> Normal:
@@ -150,7 +150,11 @@ def _alpaca(row: Mapping[str, Any], prompt: tuple[Message, ...], where: str) -> 
     return (*earlier, *prompt)
 
 
-def _under(system: str, messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+def under_system(row: Mapping[str, Any], messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """Return messages begun by the system message that a row's column `system` holds, if it holds any."""
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return messages
     if messages[0].role != "system":
         return (Message(role="system", content=system), *messages)
     if messages[0].content.strip() != system.strip():

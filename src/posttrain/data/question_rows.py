@@ -13,12 +13,13 @@ from ..core.errors import DataError
 from ..core.types import Message
 from .chat import render_prompt
 from .examples import example_of
+from .formats import under_system
 from .masks import Encoded
 from .turns import read_prompt, show
 
 __all__ = ["Asked", "asks", "encode_question", "read_question"]
 
-_BARE = {"id", "prompt", "opening", "rewards"}
+_BARE = {"id", "prompt", "opening", "rewards", "system"}
 _OTHERS = {  # what makes a row with a prompt one of another shape
     "chosen", "completion", "completions", "conversation", "conversations", "instruction", "messages", "question",
     "rejected", "response", "responses", "steps", "text",
@@ -47,7 +48,7 @@ def asks(row: Mapping[str, Any]) -> bool:
 
 def read_question(row: Mapping[str, Any], where: str = "row") -> Asked:
     """Return a question as trainers read it; raises `DataError` for what they would refuse."""
-    prompt = read_prompt(row["prompt"], f"{where}, 'prompt'")
+    prompt = under_system(row, read_prompt(row["prompt"], f"{where}, 'prompt'"), where)
     opening, rewards = row.get("opening") or "", row.get("rewards") or ()
     if not isinstance(opening, str):
         raise DataError(f"{where}, 'opening': must be a text, how the reply begins: {show(opening)}")

@@ -17,6 +17,7 @@ from ..core.seeds import rng
 from ..core.types import Cost, Example, Prompt, Sampling
 from ..data.chat import render_prompt
 from ..data.examples import example_of
+from ..data.question_rows import read_question
 from ..engines.local.replies import drawn
 from ..environments.build import build_environment, check_environment, files_of
 from ..losses.kl import Estimator
@@ -115,7 +116,8 @@ def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Questio
         where = session.where(i)
         if "prompt" not in row:
             raise DataError(f"{where}: no 'prompt'; the maker `questions` makes such rows, found {', '.join(sorted(row))}")
-        prompt = Prompt(messages=tuple(messages_of(row["prompt"], where)), opening=str(row.get("opening") or ""))
+        read = read_question(row, where)
+        prompt = Prompt(messages=read.prompt, opening=read.opening)
         tokens = len(render_prompt(tokenizer, prompt.messages, opening=prompt.opening))
         example = replace(_example(row, where), id=str(i), messages=prompt.messages)  # what verifiers see is what was asked
         asked = Question(row=i, prompt=prompt, example=example, tokens=tokens, only=tuple(row.get("rewards") or ()))

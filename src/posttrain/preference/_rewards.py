@@ -10,10 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, TrainingError, did_you_mean
@@ -24,7 +22,7 @@ from ..core.types import Cost, Example
 from ..engines.meter import Account, Metered
 from ..engines.services import SERVICES, open_service
 from ..models.load import fingerprint_of
-from ..training.processes import rank_and_world
+from ..training.processes import gathered
 from ..verifiers.build import build_verifier, compares, files_of, local_engine, weighted
 
 __all__ = ["Rewarded", "Rewards", "identified"]
@@ -37,6 +35,9 @@ class Rewarded:
     total_PK: Tensor
     values: Mapping[str, Tensor]
     cost: Cost
+
+
+_Asked = tuple[Example, Sequence[str], tuple[str, ...]]  # what was asked, the replies, the rewards that score it (none: all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,51 +81,51 @@ class Rewards:
         """Return what each of K texts is worth for each of P examples; `rows` name these in an error.
 
         `only` names for each example the rewards that score it (none: all); the others are NaN in `values` and add nothing.
-        A text without a readable verdict is NaN there too, and worth what the prompt's others are; one must have one, or
-        with `lenient` the total is NaN.
+        A text without a readable verdict is NaN there too, and worth what the prompt's others are, or the step's where none
+        has one; more than half of a step without is an error. With `lenient` it is none, and the total is NaN.
         Several processes ask for a share each, and all have all of them in the end.
         """
-        rank, world = rank_and_world()
-        before = self.account.total
-        with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
-            asked = self._ask(examples[rank::world], texts[rank::world], only[rank::world])
-            own = thread.submit(asyncio.run, asked).result()
-        found, spent = own, self.account.total - before
-        if world > 1:
-            shares: list[Any] = [None] * world
-            dist.all_gather_object(shares, (own, spent))
-            found = [[]] * len(examples)
-            for other, (values, _) in enumerate(shares):
-                found[other::world] = values
-            spent = sum((cost for _, cost in shares), Cost())
+        found, spent = gathered(list(zip(examples, texts, only, strict=True)), self._own)
         values = torch.tensor(found, dtype=torch.double).reshape(len(examples), len(self.verifiers), -1).unbind(1)
         total_PK = torch.zeros(len(examples), values[0].shape[1], dtype=torch.double)
         for (name, weight, _), values_PK in zip(self.verifiers, values, strict=True):
-            unread_P = values_PK.isnan().all(1) & torch.tensor([_scores(name, each) for each in only], dtype=torch.bool)
-            bad = (values_PK.isinf().any(1) | (unread_P & (not self.lenient))).nonzero().flatten().tolist()
-            if bad:
-                raise TrainingError(
-                    f"'{name}' is no finite number for a reply to row {rows[bad[0]]}: {values_PK[bad[0]].tolist()}"
-                )
+            scored_P = torch.tensor([_scores(name, each) for each in only], dtype=torch.bool)
+            self._check(name, values_PK, scored_P, rows)
             if weight is not None:
-                total_PK += weight * _filled(values_PK).masked_fill(unread_P[:, None], math.nan)
+                total_PK += weight * _filled(values_PK, scored_P, of_step=not self.lenient)
         named = {name: v for (name, _, _), v in zip(self.verifiers, values, strict=True)}
         return Rewarded(total_PK=total_PK, values=named, cost=spent)
 
-    async def _ask(
-        self, examples: Sequence[Example], texts: Sequence[Sequence[str]], only: Sequence[tuple[str, ...]]
-    ) -> list[list[list[float]]]:
-        """Return values by example, verifier and text."""
+    def _check(self, name: str, values_PK: Tensor, scored_P: Tensor, rows: Sequence[int]) -> None:
+        if bool((bad_P := values_PK.isinf().any(1)).any()):
+            at = int(bad_P.nonzero()[0])
+            raise TrainingError(f"'{name}' is no finite number for a reply to row {rows[at]}: {values_PK[at].tolist()}")
+        unread_PK = values_PK.isnan() & scored_P[:, None]
+        asked = int(scored_P.sum()) * values_PK.shape[1]
+        if not self.lenient and 2 * int(unread_PK.sum()) > asked:
+            raise TrainingError(
+                f"'{name}' has no readable verdict on {int(unread_PK.sum())} of the {asked} replies of this step, the first "
+                f"of them to row {rows[int(unread_PK.any(1).nonzero()[0])]}: look at what it says of them"
+            )
 
-        async def one(name: str, verifier: Verifier, at: int) -> list[float]:
-            if not _scores(name, only[at]):
-                return [math.nan] * len(texts[at])
-            return [score.value for score in await verifier(examples[at].public(), texts[at])]
+    def _own(self, asked: Sequence[_Asked]) -> tuple[list[list[list[float]]], Cost]:
+        """Return this process's share of the values, by example, verifier and text, and what they cost."""
+        before = self.account.total
+        with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
+            found = thread.submit(asyncio.run, self._ask(asked)).result()
+        return found, self.account.total - before
 
-        async def of(at: int) -> list[list[float]]:
-            return list(await asyncio.gather(*(one(name, verifier, at) for name, _, verifier in self.verifiers)))
+    async def _ask(self, asked: Sequence[_Asked]) -> list[list[list[float]]]:
+        async def one(name: str, verifier: Verifier, of: _Asked) -> list[float]:
+            example, texts, only = of
+            if not _scores(name, only):
+                return [math.nan] * len(texts)
+            return [score.value for score in await verifier(example.public(), texts)]
 
-        return list(await asyncio.gather(*(of(at) for at in range(len(examples)))))
+        async def each(of: _Asked) -> list[list[float]]:
+            return list(await asyncio.gather(*(one(name, verifier, of) for name, _, verifier in self.verifiers)))
+
+        return list(await asyncio.gather(*map(each, asked)))
 
     def check(self, only: Sequence[str], where: str) -> None:
         """Raise `DataError` unless every name is one of these rewards."""
@@ -134,12 +135,17 @@ class Rewards:
                 raise DataError(f"{where}: '{name}' is none of the rewards {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _filled(values_PK: Tensor) -> Tensor:
-    """Return values without NaN: of a text that a judge gave no readable verdict on, the mean of the prompt's other ones.
+def _filled(values_PK: Tensor, scored_P: Tensor, *, of_step: bool) -> Tensor:
+    """Return values in which a text without a readable verdict is neither better nor worse than others for it.
 
-    It is then neither better nor worse than they are for it. A verifier that does not score a prompt adds nothing.
+    It has the mean of the prompt's other texts; where no text of a prompt has a verdict, that of the step's, or with
+    `of_step` false NaN. A verifier that does not score a prompt adds nothing to it.
     """
-    return torch.where(values_PK.isnan(), values_PK.nanmean(1, keepdim=True).nan_to_num(0.0), values_PK)
+    step = values_PK[scored_P].nanmean() if of_step else values_PK.new_tensor(math.nan)
+    others_P = values_PK.nanmean(1)
+    others_P = torch.where(others_P.isnan(), step, others_P)
+    filled_PK = torch.where(values_PK.isnan(), others_P[:, None], values_PK)
+    return filled_PK.masked_fill(~scored_P[:, None], 0.0)
 
 
 def _scores(measure: str, only: Sequence[str]) -> bool:

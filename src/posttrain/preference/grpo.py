@@ -15,7 +15,7 @@ limit), `entropy` (mean −log π of what was drawn), `trained` (share of the sa
 the tokens whose gradient the clip took), `ratio_change` (mean |r − 1|), `mismatch` (mean log π_old − log μ with the engine's
 μ: 0 where engine and trainer agree), `kl` (k3, or as a part of the reward the sum over a sample; with β > 0), `asked`
 (prompts: with `resample` up to more than `batch_size`), `unscored` (share of samples without a readable verdict of a judge,
-where there are any: they count as their prompt's mean).
+where there are any: they count as the mean of their prompt, or of the step).
 """
 
 from __future__ import annotations

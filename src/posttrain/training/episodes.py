@@ -17,7 +17,8 @@ from ..core.seeds import derive
 from ..core.types import Completion, Cost, Example, Message, Prompt
 from ..data.chat import render_prompt
 from ..data.masks import Encoded, ids_of_answer
-from .rollouts import Policy, Rollout, gathered, indexed, written_of
+from .processes import gathered
+from .rollouts import Policy, Rollout, indexed, written_of
 
 __all__ = ["Episodes"]
 

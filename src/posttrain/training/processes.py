@@ -6,14 +6,17 @@ Asking how many there are does not import torch: where nothing has imported it, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from ..core.errors import OtherProcessError, PosttrainError
+from ..core.types import Cost
 
-__all__ = ["agree", "by_first_process", "patient_group", "rank_and_world", "say", "wait_for_all"]
+__all__ = ["agree", "by_first_process", "gathered", "patient_group", "rank_and_world", "say", "wait_for_all"]
 
+A = TypeVar("A")
+R = TypeVar("R")
 T = TypeVar("T")
 
 _patient: tuple[Any, Any] | None = None  # the group of all processes, and the patient one made for it
@@ -38,6 +41,22 @@ def patient_group() -> Any:
     if _patient is None or _patient[0] is not dist.group.WORLD:
         _patient = (dist.group.WORLD, dist.new_group(backend="gloo", timeout=timedelta(days=30)))
     return _patient[1]
+
+
+def gathered(asked: Sequence[A], own: Callable[[Sequence[A]], tuple[list[R], Cost]]) -> tuple[list[R], Cost]:
+    """Return what `own` finds for each that is asked, and the cost: every process does a share, and all have all of it."""
+    rank, world = rank_and_world()
+    share = own(asked[rank::world])
+    if world == 1:
+        return share
+    import torch.distributed as dist
+
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, share)
+    found: list[Any] = [None] * len(asked)
+    for other, (results, _) in enumerate(shares):
+        found[other::world] = results
+    return found, sum((cost for _, cost in shares), Cost())
 
 
 def by_first_process(work: Callable[[], T]) -> T:

@@ -11,17 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-import torch.distributed as dist
+from typing import Any, Protocol
 
 from ..core.seeds import derive
 from ..core.types import Completion, Cost, Message, ModelShape, Prompt, Sampling
 from ..data.chat import render_prompt
 from ..data.masks import Encoded
-from .processes import rank_and_world
+from .processes import gathered
 
-__all__ = ["Draw", "Fresh", "FreshItems", "Policy", "Rollout", "gathered", "indexed", "written_of"]
+__all__ = ["Draw", "Fresh", "FreshItems", "Policy", "Rollout", "indexed", "written_of"]
 
 Asked = Sequence[tuple[Prompt, Sequence[int]]]
 
@@ -82,24 +80,6 @@ class Rollout:
     def words(self) -> tuple[str, ...]:
         """All that was said, to tell samples apart."""
         return tuple(message.content for message in self.said) or (self.completion.text,)
-
-
-_A = TypeVar("_A")
-_R = TypeVar("_R")
-
-
-def gathered(asked: Sequence[_A], own: Callable[[Sequence[_A]], tuple[list[_R], Cost]]) -> tuple[list[_R], Cost]:
-    """Return what `own` finds for all that is asked, and the cost: each process does a share, and all have all of it."""
-    rank, world = rank_and_world()
-    share = own(asked[rank::world])
-    if world == 1:
-        return share
-    shares: list[Any] = [None] * world
-    dist.all_gather_object(shares, share)
-    found: list[Any] = [None] * len(asked)
-    for other, (results, _) in enumerate(shares):
-        found[other::world] = results
-    return found, sum((cost for _, cost in shares), Cost())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
