@@ -30,7 +30,7 @@ from ..core.errors import ConfigError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
 from ..engines.local.replies import replies
-from ..losses.gae import advantages, value_clipped, value_loss, whitened
+from ..losses.gae import value_clipped, value_loss
 from ..losses.kl import Estimator, kl_estimate, kl_loss
 from ..losses.policy import clipped, surrogate
 from ..losses.reduce import token_mean
@@ -46,11 +46,10 @@ from ..training.token_logps import token_logps, token_values
 from ._held_out import greedy_reward
 from ._kl_weight import KlWeight
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
-from ._parts import Counts, asking_work, flat, part_work, pieces_of, rewards_at_both_ends, shares_of
+from ._parts import Counts, asking_work, flat, part_work, rewards_at_both_ends, shares_of
+from ._ppo_steps import Steps, steps_of
 
 __all__ = ["Ppo"]
-
-NONE = Counts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,24 +146,6 @@ class Ppo(OnlineSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Steps:
-    """Some samples of one prompt, token by token; numbers are float64, one for each trained token of each sample."""
-
-    row: int
-    group: tuple[Encoded, ...]
-    advantages: tuple[Tensor, ...]
-    returns: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]  # V_old
-    old: tuple[Tensor, ...]  # log π_old
-    sampler: tuple[Tensor, ...]  # log μ of the engine
-    reference: tuple[Tensor, ...] = ()  # with the KL in the loss
-    beta: float = 0.0
-    policy: bool = True  # whether the policy learns from them, or the value model alone
-    counts: Counts = NONE
-    on_policy: bool = True  # no update has come before
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Stepper:
     """Makes what a step trains on: samples, rewards, and what must be known of each token before any weight changes."""
 
@@ -210,55 +191,25 @@ class _Stepper:
     def _parts(
         self, batch: Batch, old: Sequence[Sequence[Tensor]], values: Sequence[Sequence[Tensor]],
         reference: Sequence[Sequence[Tensor]] | None, *, beta: float, policy: bool,
-    ) -> tuple[list[list[_Steps]], dict[str, float]]:  # fmt: skip
+    ) -> tuple[list[list[Steps]], dict[str, float]]:  # fmt: skip
         """Return each prompt's samples with advantages and returns, in parts that fit, and what is to be told of these."""
         method = self.method
-        kept = [
-            (p, k) for p, each in enumerate(batch.rollouts) for k, rollout in enumerate(each)
-            if not (method.drop_cut and rollout.cut)
-        ]  # fmt: skip
-        if not kept:
-            return [[] for _ in batch.rollouts], {}
-        rewards = []
-        for p, k in kept:
-            price = kl_estimate(old[p][k], reference[p][k], estimator=method.kl_estimator) if reference else 0 * old[p][k]
-            rewards_T = -beta * price if method.kl_in == "reward" else 0 * price
-            rewards_T[-1] += self._worth(float(batch.rewards_PK[p, k]), cut=batch.rollouts[p][k].cut)
-            rewards.append(rewards_T)
-        lengths = [len(rewards_T) for rewards_T in rewards]
-        values_N = torch.cat([values[p][k] for p, k in kept])
-        owner_N = torch.repeat_interleave(torch.tensor(lengths))
-        found_N, returns_N = advantages(torch.cat(rewards), values_N, owner_N, gamma=method.gamma, lam=method.lam)
-        spread = float((returns_N - returns_N.mean()).square().mean())
-        told = {"value": float(values_N.mean())}
-        if spread > 0:
-            told["explained"] = 1 - float((found_N - found_N.mean()).square().mean()) / spread
-        each = [torch.split(x, lengths) for x in (whitened(found_N) if method.whiten else found_N, returns_N)]
-        at = {sample: i for i, sample in enumerate(kept)}
-        parts = []
-        for p, (question, rollouts) in enumerate(zip(batch.questions, batch.rollouts, strict=True)):
-            pieces = pieces_of(
-                rollouts, [k for k in range(len(rollouts)) if (p, k) in at], prompt=question.tokens,
-                budget=self.session.tokens_per_microbatch,
-            )  # fmt: skip
-            parts.append(
-                [
-                    _Steps(
-                        row=question.row,
-                        group=tuple(rollouts[k].encoded for k in piece),
-                        advantages=tuple(each[0][at[p, k]] for k in piece),
-                        returns=tuple(each[1][at[p, k]] for k in piece),
-                        values=tuple(values[p][k] for k in piece),
-                        old=tuple(old[p][k] for k in piece),
-                        sampler=tuple(torch.tensor(rollouts[k].sampler_logps, dtype=torch.double) for k in piece),
-                        reference=tuple(reference[p][k] for k in piece) if reference and method.kl_in == "loss" else (),
-                        beta=beta,
-                        policy=policy,
-                    )
-                    for piece in pieces
-                ]
-            )
-        return parts, told
+        rewards: dict[tuple[int, int], Tensor] = {}
+        for p, rollouts in enumerate(batch.rollouts):
+            for k, rollout in enumerate(rollouts):
+                if method.drop_cut and rollout.cut:
+                    continue
+                price = (
+                    kl_estimate(old[p][k], reference[p][k], estimator=method.kl_estimator) if reference else 0 * old[p][k]
+                )
+                rewards_T = -beta * price if method.kl_in == "reward" else 0 * price
+                rewards_T[-1] += self._worth(float(batch.rewards_PK[p, k]), cut=rollout.cut)
+                rewards[p, k] = rewards_T
+        return steps_of(
+            batch, rewards, old=old, values=values, reference=reference if method.kl_in == "loss" else None,
+            gamma=method.gamma, lam=method.lam, whiten=method.whiten, beta=beta, policy=policy,
+            budget=self.session.tokens_per_microbatch,
+        )  # fmt: skip
 
     def _worth(self, reward: float, *, cut: bool) -> float:
         """Return R: scaled, then bounded, then less the penalty of a sample that the limit ended."""
@@ -283,7 +234,7 @@ class _Objective:
     def value_work(self, group: Sequence[Encoded], *, backward: bool) -> Work:
         return part_work(self.value_shape, frozen_backbone=False, shares=self.shares)(group, backward=backward)
 
-    def work(self, item: _Steps | Question, *, backward: bool = True) -> Work:
+    def work(self, item: Steps | Question, *, backward: bool = True) -> Work:
         if isinstance(item, Question):
             asked = asking_work(
                 item.tokens, samples=self.method.samples, tokens=self.method.rollout_tokens, shape=self.shape,
@@ -299,10 +250,10 @@ class _Objective:
         policy = self.policy_work(item.group, backward=backward)
         return Work(tokens=policy.tokens, flops=policy.flops + value.flops, read=value.tokens)
 
-    def totals(self, items: Sequence[_Steps]) -> Counts:
+    def totals(self, items: Sequence[Steps]) -> Counts:
         return items[0].counts
 
-    def __call__(self, module: ActorCritic, items: Sequence[_Steps], totals: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, module: ActorCritic, items: Sequence[Steps], totals: Counts) -> tuple[Tensor, dict[str, Tensor]]:
         method, tokens = self.method, totals.tokens
         batch = module.batch([item.group for item in items]).to(module.policy.model.device)
         values_N = module.values(batch)
@@ -315,7 +266,7 @@ class _Objective:
         improved, told = self._policy(module.policy(batch), items, tokens)
         return improved + method.value_weight * fitted, {**measures, **told}
 
-    def _policy(self, logps_N: Tensor, items: Sequence[_Steps], tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _policy(self, logps_N: Tensor, items: Sequence[Steps], tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this micro-batch's share of the policy's loss, and its measures."""
         method = self.method
         advantages_N, old_N, sampler_N = (
