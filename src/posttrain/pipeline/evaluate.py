@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..core.errors import BudgetSpentError, CapabilityError, PosttrainError
-from ..core.files import read_json, write_json
-from ..core.progress import progress
+from ..core.errors import BudgetSpentError, CapabilityError
+from ..core.files import write_json
 from ..core.protocols import Engine, Measuring, Prompter, Strategy, Task, Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Completion, Example, Sampled, Sampling
@@ -20,14 +18,13 @@ from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
 from ..engines.purse import Allowance, Purses, Share
 from ..ledger.row import Row, Samples, cold, timing_of
-from ..ledger.store import Ledger, load_ledger
+from ..ledger.store import load_ledger
 from ..stats.summary import Summary, summarise
+from .in_flight import Finished, working
 from .methods import build_prompter, build_strategy
 from .verifying import told, verifiers_for
 
-__all__ = ["Clock", "Evaluation", "evaluate", "first_of", "load_sampled", "shots_dropped"]
-
-_AT_ONCE = 512  # examples in flight: enough to keep every slot of the engine busy
+__all__ = ["Evaluation", "evaluate", "load_sampled", "shots_dropped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,57 +59,30 @@ def evaluate(evaluation: Evaluation, engine: Engine, folder: Path, *, title: str
             )
     if evaluation.allowance is not None:
         evaluation.allowance.check(engine)
-    with (
-        Clock(folder / "clock.json") as clock,
-        Ledger(folder, [example.id for example in evaluation.examples]) as ledger,
-        progress(title, len(evaluation.examples), unit="examples", start=len(ledger.done)) as advance,
-    ):
-        about = {"name": evaluation.model, "fingerprint": engine.fingerprint}
+    about = {"name": evaluation.model, "fingerprint": engine.fingerprint}
+    examples = [(example.id, example) for example in evaluation.examples]
+    with working(folder, [name for name, _ in examples], title=title, unit="examples") as work:
         write_json(folder / "engine.json", about | {"shape": asdict(engine.shape) if engine.shape else None})
-        asyncio.run(_answer_all(evaluation, engine, ledger, prompter, strategy, advance, clock))
-    loaded = load_ledger(folder)
-    return summarise(loaded.rows, loaded.timings, seconds=clock.seconds)
+        finished = {row.example: row.cold() for row in work.ledger.rows}
+        purses = Purses(evaluation.allowance, list(finished.values()))
 
+        async def answered(example: Example) -> Finished:
+            async with purses.example() as (account, share):
+                began = time.monotonic()
+                answer = await _answer(evaluation, engine, account, share, example, prompter, strategy)
+                row, samples = _graded(evaluation, example, answer, account)
+                return row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began)
 
-async def _answer_all(
-    evaluation: Evaluation,
-    engine: Engine,
-    ledger: Ledger,
-    prompter: Prompter,
-    strategy: Strategy,
-    advance: Callable[..., None],
-    clock: Clock,
-) -> None:
-    gate = asyncio.Semaphore(_AT_ONCE)
-    right = sum(row.score or 0.0 for row in ledger.rows)
-    finished = {row.example: row.cold() for row in ledger.rows}
-    purses = Purses(evaluation.allowance, list(finished.values()))
+        right = sum(row.score or 0.0 for row in work.ledger.rows)
 
-    async def one(example: Example) -> None:
-        nonlocal right
-        async with gate, purses.example() as (account, share):
-            began = time.monotonic()
-            answer = await _answer(evaluation, engine, account, share, example, prompter, strategy)
-            row, samples = _graded(evaluation, example, answer, account)
-            ledger.add(row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began))
-            clock.tick()
+        def note(row: Row) -> str:
+            nonlocal right
             right += row.score or 0.0
-            advance(1, note=f"{right / len(ledger.done):.1%} right")
+            return f"{right / len(work.ledger.done):.1%} right"
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for example in evaluation.examples:
-                cost = finished.get(example.id)
-                group.create_task(one(example) if cost is None else purses.finished(cost))
-    except BaseExceptionGroup as failed:  # the others were cancelled; one sentence is enough
-        raise first_of(failed) from None
-
-
-def first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first failure of several, one that the user can mend if there is one."""
-    mendable = failed.subgroup(PosttrainError) or failed
-    first = mendable.exceptions[0]
-    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+        work.each(examples, answered, earlier=lambda name: purses.finished(finished[name]), note=note)
+    loaded = load_ledger(folder)
+    return summarise(loaded.rows, loaded.timings, seconds=work.clock.seconds)
 
 
 async def _answer(
@@ -233,32 +203,3 @@ def shots_dropped(rows: Sequence[Row]) -> dict[str, int]:
     """Return for how many examples worked examples were dropped to fit the context, and how many in all."""
     dropped = [int(row.trace["shots_dropped"]) for row in rows if row.trace.get("shots_dropped")]
     return {"examples": len(dropped), "shots": sum(dropped)}
-
-
-class Clock:
-    """Wall time over all runs of a folder, good to a few seconds when a run is killed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
-
-    def __enter__(self) -> Clock:
-        self._began = self._saved = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._save()
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds so far."""
-        return self._before + (self._saved - self._began)
-
-    def tick(self) -> None:
-        """Keep the time so far, every few seconds."""
-        if time.monotonic() - self._saved > 5:
-            self._save()
-
-    def _save(self) -> None:
-        self._saved = time.monotonic()
-        write_json(self._path, {"seconds": round(self.seconds, 3)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 import time
@@ -12,23 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, DataError
-from ..core.progress import progress
 from ..core.protocols import Engine, Task
 from ..core.seeds import rng
 from ..core.specs import parse
 from ..core.types import Cost, Example
 from ..engines.meter import Account, Metered
 from ..ledger.row import Row, Samples, cold, timing_of
-from ..ledger.store import Ledger, load_ledger
+from ..ledger.store import load_ledger
 from ..stats.win_rate import win_of
 from ..tasks.extraction import strip_thinking
 from ..verifiers.build import build_judge, build_verifier, check_spec, compares
-from .evaluate import Clock
+from .in_flight import Finished, working
 from .verifying import open_once
 
 __all__ = ["Judging", "check_judge", "drawn", "judge_replies", "references", "replies"]
-
-_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,29 +95,18 @@ def judge_replies(judging: Judging, folder: Path, *, title: str) -> Cost:
         missing = [] if others is None else [example.id for example in judging.examples if example.id not in others]
         if missing:
             raise DataError(f"stage '{judging.stage}': example '{missing[0]}' was answered by one of the two only")
-    with (
-        Clock(folder / "clock.json") as clock,
-        Ledger(folder, [example.id for example in judging.examples]) as ledger,
-        progress(title, len(judging.examples), unit="replies", start=len(ledger.done)) as advance,
-    ):
-        asyncio.run(_judge_all(judging, ledger, clock, advance))
+
+    async def judged(example: Example) -> Finished:
+        began, account = time.monotonic(), Account()
+        row, samples = await _judged(judging, example, account)
+        return row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began)
+
+    examples = [(example.id, example) for example in judging.examples]
+    with working(folder, [name for name, _ in examples], title=title, unit="replies") as work:
+        work.each(examples, judged)
     loaded = load_ledger(folder)
     cost = sum((row.cold() for row in loaded.rows), Cost())
-    return replace(cost, flops_spent=math.fsum(t.flops_spent for t in loaded.timings), seconds=clock.seconds)
-
-
-async def _judge_all(judging: Judging, ledger: Ledger, clock: Clock, advance: Any) -> None:
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(example: Example) -> None:
-        async with gate:
-            began, account = time.monotonic(), Account()
-            row, samples = await _judged(judging, example, account)
-            ledger.add(row, samples, timing_of(example.id, account.by_role(), time.monotonic() - began))
-            clock.tick()
-            advance(1)
-
-    await asyncio.gather(*(one(example) for example in judging.examples if example.id not in ledger.done))
+    return replace(cost, flops_spent=math.fsum(t.flops_spent for t in loaded.timings), seconds=work.clock.seconds)
 
 
 async def _judged(judging: Judging, example: Example, account: Account) -> tuple[Row, Samples]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,20 +9,17 @@ from pathlib import Path
 
 from ..core.errors import CapabilityError, ConfigError
 from ..core.files import write_json
-from ..core.progress import progress
 from ..core.protocols import Asking, Prompter, Task
 from ..core.types import Asked, Cost, Sampled
 from ..engines.fitting import Fitting
 from ..engines.meter import Account, Metered
 from ..ledger.row import Row, Samples, cold, timing_of
-from ..ledger.store import Ledger, load_ledger
+from ..ledger.store import load_ledger
 from ..stats.summary import summarise
-from .evaluate import Clock, first_of
+from .in_flight import Finished, working
 from .opening import Opened
 
 __all__ = ["ask_labeller", "beside"]
-
-_AT_ONCE = 512  # questions in flight: enough to keep every slot of the engine busy
 
 
 def ask_labeller(
@@ -50,47 +46,30 @@ def ask_labeller(
             f"{', '.join(sorted(opened.engine.can)) or 'generation only'}"
         )
     engine = opened.engine
-    with (
-        Clock(folder / "clock.json") as clock,
-        Ledger(folder, [item.example.id for item in sampled]) as ledger,
-        progress(title, len(sampled), unit="questions", start=len(ledger.done)) as advance,
-    ):
-        about = {"name": opened.name, "fingerprint": engine.fingerprint}
+    about = {"name": opened.name, "fingerprint": engine.fingerprint}
+    with working(folder, [item.example.id for item in sampled], title=title, unit="questions") as work:
         write_json(folder / "engine.json", about | {"shape": asdict(engine.shape) if engine.shape else None})
-        gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(item: Sampled) -> None:
-            async with gate:
-                account, began = Account(), time.monotonic()
-                metered = Metered(Fitting(engine), account, maker.role)
-                hidden = replace(item, example=item.example.public(), scores=())  # a labeller never sees what is right
-                asked = await maker.ask(task, prompter, hidden, metered, seed=seed)
-                costs = {role: cold(cost) for role, cost in sorted(account.by_role().items())}
-                row = Row(
-                    stage=stage, task=task.name, example=item.example.id, model=opened.name, prompt="", strategy=spec,
-                    seed=seed, score=None, answer=None, unparsed=False, cost=costs, trace=asked.said,
-                )  # fmt: skip
-                timing = timing_of(item.example.id, account.by_role(), time.monotonic() - began)
-                ledger.add(row, Samples(example=item.example.id, text="", texts=asked.texts), timing)
-                clock.tick()
-                advance(1)
+        async def labelled(item: Sampled) -> Finished:
+            account, began = Account(), time.monotonic()
+            metered = Metered(Fitting(engine), account, maker.role)
+            hidden = replace(item, example=item.example.public(), scores=())  # a labeller never sees what is right
+            asked = await maker.ask(task, prompter, hidden, metered, seed=seed)
+            costs = {role: cold(cost) for role, cost in sorted(account.by_role().items())}
+            row = Row(
+                stage=stage, task=task.name, example=item.example.id, model=opened.name, prompt="", strategy=spec,
+                seed=seed, score=None, answer=None, unparsed=False, cost=costs, trace=asked.said,
+            )  # fmt: skip
+            timing = timing_of(item.example.id, account.by_role(), time.monotonic() - began)
+            return row, Samples(example=item.example.id, text="", texts=asked.texts), timing
 
-        async def every() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for item in sampled:
-                        if item.example.id not in ledger.done:
-                            group.create_task(one(item))
-            except BaseExceptionGroup as failed:
-                raise first_of(failed) from None
-
-        asyncio.run(every())
+        work.each([(item.example.id, item) for item in sampled], labelled)
     loaded = load_ledger(folder)
     said = {
         row.example: Asked(said=row.trace, texts=samples.texts)
         for row, samples in zip(loaded.rows, loaded.samples, strict=True)
     }
-    cost = summarise(loaded.rows, loaded.timings, seconds=clock.seconds).cost
+    cost = summarise(loaded.rows, loaded.timings, seconds=work.clock.seconds).cost
     return [replace(item, asked=said[item.example.id]) for item in sampled], cost
 
 
