@@ -39,6 +39,8 @@ MEASURED = {  # method -> (run, rungs)
     "preference_sft": ("preference-sft", ["chosen", "best", "ranked", "weighted"]),
     "scored_responses": ("preference-sft", ["best", "weighted"]),
     "verified_traces": ("self-taught", ["test-1", "test-2"]),
+    "distill": ("distillation", ["token", "on-policy"]),
+    "distilled": ("distillation", ["sequence"]),
     "mixed": ("domain", ["tuned-replay"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
@@ -54,12 +56,23 @@ MEASURED = {  # method -> (run, rungs)
     "mcts": ("searches", ["mcts"]),
 }
 PLACES = dict.fromkeys(
-    ("adapters", "cot-vs-direct", "dialogue", "domain", "preference-sft", "self-taught"), "finetuning"
+    (
+        "adapters",
+        "cot-vs-direct",
+        "dialogue",
+        "distillation",
+        "domain",
+        "instruction-tuning",
+        "preference-sft",
+        "self-taught",
+    ),
+    "finetuning",
 )  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
     "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
+    "distillation": "[From a teacher that was not good enough](../results/finetuning/distillation.md). ",
     "domain": "[With retention](../results/finetuning/domain.md). ",
 }
 REPLAYS = ("test_time", "test_time_needle")

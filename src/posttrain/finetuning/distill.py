@@ -58,6 +58,7 @@ class Distill(TrainerSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531; Agarwal et al. 2023, arXiv 2306.13649"
     cost: ClassVar[str] = "3 forward passes of the student and 1 of the teacher per token and epoch, once; nothing per query"
     fails: ClassVar[str] = "another tokenizer: refused; a teacher unsure on these responses: its doubts are learned too"

@@ -27,6 +27,7 @@ class Distilled:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Kim and Rush 2016, arXiv 1606.07947 (sequence-level knowledge distillation)"
     cost: ClassVar[str] = "the teacher's sampling, once"
     fails: ClassVar[str] = "the teacher is wrong; its replies are longer than the student can follow; its licence forbids it"
