@@ -188,6 +188,20 @@ def test_an_episode_goes_on_from_what_the_tool_says():
     assert (found.answer, found.trace["ended"]) == (None, "turns")
 
 
+def test_a_prompt_of_two_stages_asks_behind_the_last_turn_alone():
+    def respond(prompt, sample, seed):
+        if prompt.begun.endswith("So the answer is"):
+            return f" Answer: {len(prompt.messages)}"
+        return "I see." if len(prompt.messages) > 1 else "<calculate>1+1</calculate>"
+
+    engine = ScriptedEngine({}, respond=respond)
+    tools = Tools(engine=engine, extract=lambda text: text.rpartition("Answer: ")[2] or None, key=str)
+    prompt = Prompt(messages=(Message(role="user", content="1+1?"),), cue="So the answer is")
+    found = asyncio.run(build_strategy("episode")(prompt, EXAMPLE, tools, seed=1))
+    assert (found.answer, found.text) == ("3", "I see.\nSo the answer is Answer: 3")
+    assert (engine.calls, found.trace["turns"]) == (3, 2)
+
+
 def test_an_episode_with_a_checker_that_knows_is_marked():
     class Right:
         oracle = True

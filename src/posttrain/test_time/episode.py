@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ..core.errors import ConfigError
 from ..core.protocols import Tools
 from ..core.seeds import derive
 from ..core.types import Answer, Candidate, Example, Message, Prompt
@@ -24,8 +23,9 @@ class Episode:
 
     y_t ~ p(· | x, y_1, o_1, …, y_{t−1}, o_{t−1}); o_t = environment(x, y_1, o_1, …, y_t), until it has nothing to say.
 
-    The answer is read from the last turn. Candidates are the turns in order, each with the answer read from it alone. A turn
-    that the token limit cut ends the episode. What the environment says costs nothing; that later turns read it does.
+    The answer is read from the last turn; a prompt of two stages asks for it behind that one. Candidates are the turns in
+    order, each with the answer read from it alone. A turn that the token limit cut ends the episode. What the environment
+    says costs nothing; that later turns read it does.
 
     Args:
         environment: its spec: `calculator`, `retry:verifier=…`, `function:call=FILE.py:name`.
@@ -61,20 +61,20 @@ class Episode:
 
     async def __call__(self, prompt: Prompt, example: Example, tools: Tools, *, seed: int) -> Answer:
         """Answer one example."""
-        if prompt.cue is not None:
-            raise ConfigError("episode: its prompt asks in two stages, and a turn is one reply: take another prompt")
         environment = build_environment(self.environment, verifier=tools.verifiers.__getitem__)
         sampling = replace(tools.sampling, temperature=self.temperature)
         turns: list[Candidate] = []
         said: tuple[Message, ...] = ()
-        reward, ended = 0.0, "turns"
+        reward, ended, asked = 0.0, "turns", prompt
         while len(turns) < self.turns:
-            asked = prompt if not said else Prompt(messages=(*prompt.messages, *said))
-            drawn = await draw(tools, asked, sampling, seed=derive(seed, "turn", len(turns)), have=turns)
+            following = prompt if not said else Prompt(messages=(*prompt.messages, *said), cue=prompt.cue)
+            drawn = await draw(
+                tools, replace(following, cue=None), sampling, seed=derive(seed, "turn", len(turns)), have=turns
+            )
             if not drawn:
                 ended = "budget"
                 break
-            turns += drawn
+            turns, asked = [*turns, *drawn], following
             begun = prompt.begun if not said else ""
             said += (Message(role="assistant", content=begun + turns[-1].text),)
             if turns[-1].completion.finish == "length":
@@ -86,6 +86,8 @@ class Episode:
                 ended = "environment"
                 break
             said += observation.messages
+        if prompt.cue is not None:  # the second stage, behind the last turn alone
+            turns[-1] = await tools.read(asked, turns[-1].completion, sampling, seed=derive(seed, "cue"))
         trace: dict[str, Any] = {"turns": len(turns), "ended": ended}
         trace |= {"reward": round(reward, 6)} if reward else {}
         if any(tools.verifiers[spec].oracle for spec in self.verifiers):
