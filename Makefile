@@ -47,7 +47,7 @@ format: $(VENV)/.dev  ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.parity  ## Speed against transformers and TRL (two hours; DATA=file.jsonl: a local copy of GSM8K)
+bench: $(VENV)/.parity  ## Speed against transformers and TRL (long; DATA=file.jsonl: a local copy of GSM8K)
 	$(BIN)/python benchmarks/generate_vs_transformers.py
 	$(BIN)/python benchmarks/train_vs_trl.py $(if $(DATA),--data $(DATA))
 

@@ -73,7 +73,7 @@ PAGES = {  # run -> what comes first
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
     "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
     "distillation": "[From a teacher that was not good enough](../results/finetuning/distillation.md). ",
-    "domain": "[With retention](../results/finetuning/domain.md). ",
+    "domain": "[With retention; no better than one answer to every question](../results/finetuning/domain.md). ",
 }
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays

@@ -16,11 +16,12 @@ from rich.console import Console
 from posttrain.cli.trainings import trainings
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import write_json
-from posttrain.core.types import Cost, Usage
+from posttrain.core.types import Cost, Example, Usage
 from posttrain.ledger import Ledger, Row, Samples, Timing
 from posttrain.report.analysis import analyse
 from posttrain.report.build import Rung, Trained, build_report, oracle_rows, print_report
 from posttrain.report.compare import compare_ledgers, print_comparison
+from posttrain.report.constant import best_constant, constant_notes
 from posttrain.report.trained import columns, trained_facts, trained_rows
 from posttrain.stats.intervals import wilson
 from posttrain.stats.paired import holm, mcnemar, tango
@@ -469,3 +470,37 @@ def test_incomparable_ledgers_are_refused(tmp_path: Path) -> None:
         compare_ledgers([a, tmp_path / "missing"])
     with pytest.raises(DataError, match="no finished row"):
         compare_ledgers([a, ledger(tmp_path / "d", [])])
+
+
+class Choices:
+    """A task in which the letters b and B are the same answer."""
+
+    def grade(self, example: Example, answer: str | None) -> float:
+        return float(answer is not None and answer.lower() == str(example.answer).lower())
+
+
+def questions(*answers: str | None) -> list[Example]:
+    return [Example(id=f"q{i}", answer=answer) for i, answer in enumerate(answers)]
+
+
+def test_one_answer_to_every_question_by_hand() -> None:
+    assert best_constant(Choices(), questions("a", "B", "b", "c")) == ("B", 0.5)
+    assert best_constant(Choices(), questions("a", None)) is None  # open: nobody says what is right
+    assert best_constant(Choices(), questions(*(str(i) for i in range(21)))) is None  # too many right answers
+    assert best_constant(Choices(), questions("a", "a")) is None  # nothing to choose between
+
+
+def test_a_gain_up_to_a_habit_is_told() -> None:
+    asked = questions(*["yes", "yes", "yes", "no", "no"])
+    start = rung("start", [0, 0, 0, 1, 1], rows=rows([0, 0, 0, 1, 1], answer="no"))
+    tuned = rung("tuned", [1, 1, 1, 0, 0], rows=rows([1, 1, 1, 0, 0], answer="yes"))
+    good = rung("good", [1, 1, 1, 1, 0])
+    good = replace(
+        good, rows=[replace(row, answer=x) for row, x in zip(good.rows, ["yes", "yes", "yes", "no", None], strict=True)]
+    )
+    oracle = replace(start, name="o", label="Oracle", oracle=True)
+    assert constant_notes([start, tuned, good, oracle], {"toy": (Choices(), asked)}) == [
+        "toy: 'yes' to every question would be right in 60.0%. No better than that: Start; Tuned. "
+        "Start says 'no' to 100.0%. Tuned says 'yes' to 100.0%."
+    ]
+    assert constant_notes([start], {"toy": (Choices(), questions("1", None))}) == []

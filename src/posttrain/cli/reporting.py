@@ -7,14 +7,17 @@ import json
 from rich.console import Console
 
 from ..core.files import read_json
+from ..core.protocols import Task
+from ..core.types import Example
 from ..ledger.store import load_ledger
 from ..pipeline.alignment import REFERENCES
 from ..pipeline.evaluate import shots_dropped
-from ..pipeline.manifest import code_version, hardware, packages
+from ..pipeline.manifest import made_by
 from ..pipeline.recipe import StageConfig
 from ..pipeline.stages import Workshop
 from ..report.alignment import Judged, alignment
 from ..report.build import Rung, Trained, build_report, oracle_rows, print_report
+from ..report.constant import constant_notes
 from ..report.proxy_gold import course_of
 from .trainings import trainings
 
@@ -39,11 +42,10 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         "model": recipe.model,
         "task": ", ".join(dict.fromkeys(rung.asked for rung in rungs)),
         "seed": recipe.seed,
-        "code": code_version(),
-        "hardware": hardware(),
-        "packages": packages(),
+        **made_by(shop.out / "manifest.json", [read_json(d.folder / "DONE.json")["finished"] for d in shop.done.values()]),
     }
-    notes = [*recipe.notes, *_pair_notes(shop), *_dropped_notes(rungs)]
+    constants = constant_notes(rungs, _questions(shop, rungs))
+    notes = [*recipe.notes, *constants, *_pair_notes(shop), *_dropped_notes(rungs)]
     trained = [_trained(shop, stage) for stage in recipe.stages if stage.train is not None]
     report = build_report(
         recipe.title or recipe.name,
@@ -56,6 +58,8 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         judged=judged,
     )
     print_report(report, Console())
+    for note in constants:  # of all notes the one that a result must not be read without
+        console.print(note, highlight=False)
     return report
 
 
@@ -81,6 +85,20 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         task=stage.eval.task if stage.eval.task in shop.recipe.tasks else "",
         texts=[samples.texts for samples in loaded.samples] if stage.lever == "diversity" else (),
     )
+
+
+def _questions(shop: Workshop, rungs: list[Rung]) -> dict[str, tuple[Task, list[Example]]]:
+    """Return each ladder's task and the questions that its rungs answered."""
+    found: dict[str, tuple[Task, list[Example]]] = {}
+    for rung in rungs:
+        if rung.oracle or rung.asked in found:
+            continue
+        stage = shop.recipe.stage(rung.name)
+        assert stage.eval is not None
+        answered = {row.example for row in rung.rows}
+        examples = [example for example in shop.tasks.examples(stage, stage.eval) if example.id in answered]
+        found[rung.asked] = shop.tasks.of(stage), examples
+    return found
 
 
 def _judged(shop: Workshop) -> dict[str, object] | None:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from .. import __version__
 from ..core.files import read_json, write_json
 
-__all__ = ["code_version", "describe", "hardware", "packages", "record"]
+__all__ = ["code_version", "describe", "hardware", "made_by", "packages", "record"]
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "scipy", "reasoning-gym", "math-verify")
 
@@ -94,3 +95,20 @@ def record(path: Path, manifest: dict[str, Any]) -> list[str]:
             differences.append("other hardware")
     write_json(path, {"starts": [*starts, manifest]})
     return differences
+
+
+def made_by(path: Path, finished: Sequence[str]) -> dict[str, Any]:
+    """Return code, packages and hardware of what was computed: of the starts in which stages were `finished` (times).
+
+    A later start that found everything done computed nothing. Of several codes all are named, first to last; packages and
+    hardware are of the last one.
+    """
+    starts = read_json(path)["starts"]
+    computed = [max((s for s in starts if s["started"] <= time), key=_started, default=starts[0]) for time in finished]
+    made = [start for start in starts if start in computed] or starts[-1:]
+    codes = dict.fromkeys(start["code"] for start in made)
+    return {"code": ", ".join(codes), "hardware": made[-1]["hardware"], "packages": made[-1]["packages"]}
+
+
+def _started(start: dict[str, Any]) -> str:
+    return str(start["started"])

@@ -19,7 +19,7 @@ from ..data.chat import render_prompt
 from ..data.examples import example_of
 from ..data.question_rows import read_question
 from ..engines.local.replies import drawn
-from ..environments.build import build_environment, check_environment, files_of
+from ..environments.build import build_environment, check_environment, files_of, verifiers_of
 from ..losses.kl import Estimator
 from ..tasks.registry import load_task
 from ..training.episodes import Episodes
@@ -93,7 +93,10 @@ def check_online(method: OnlineSettings, name: str) -> None:
 
 def identity(method: OnlineSettings) -> OnlineSettings:
     """Return the settings as they decide the result: models by their content, not by where they lie."""
-    known = method.environment and " ".join([method.environment, *map(file_hash, files_of(method.environment))])
+    environment = method.environment
+    known = environment and " ".join(
+        [environment, *map(file_hash, files_of(environment)), *identified(verifiers_of(environment))]
+    )
     return replace(method, rewards=identified(method.rewards), watched=identified(method.watched), environment=known)
 
 
