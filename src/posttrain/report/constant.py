@@ -14,6 +14,7 @@ from .words import percent
 __all__ = ["best_constant", "constant_notes"]
 
 _CLOSED = 20  # different right answers at most; with more, no single one is worth telling
+_EACH = 5  # questions to each of these at least: few questions have few answers, however open they are
 _MANY = 0.8  # of a rung's answers
 
 
@@ -23,7 +24,7 @@ def best_constant(task: Task, examples: Sequence[Example]) -> tuple[str, float] 
     max_a (1/n) Σ_i grade(x_i, a), over the answers a that are right for some question.
     """
     answers = {example.answer for example in examples}
-    if None in answers or not 1 < len(answers) <= _CLOSED:
+    if None in answers or not 1 < len(answers) <= min(_CLOSED, len(examples) / _EACH):
         return None
     known = sorted(answer for answer in answers if answer is not None)
     worth = {a: math.fsum(task.grade(example, a) for example in examples) / len(examples) for a in known}
