@@ -1,6 +1,7 @@
 """A whole recipe on a tiny model: every kind of stage, the report, skipping, resuming after kill -9, changing a setting."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -118,6 +119,28 @@ def test_killed_and_run_again_equals_uninterrupted(workplace: Path, stage: str) 
     done = run(workplace, out.name)
     assert done.returncode == 0, done.stderr
     assert results(out) == results(workplace / "whole")
+
+
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_share_the_stages_of_one_folder(workplace: Path, killed: bool) -> None:
+    out = workplace / f"shared-{killed}"
+    both = [Command("run", "recipe.yaml", "--out", out.name, cwd=workplace) for _ in range(2)]
+    if killed:  # the other finishes what it was at
+        time.sleep(1.0)
+        both[0].kill()
+    ended = [one.wait() for one in both[killed:]]
+    assert [one.returncode for one in ended] == [0] * len(ended), ended
+    assert results(out) == results(workplace / "whole")
+    told = [re.search(r"(\d+) stages run, (\d+) skipped", one.stderr.replace("\n", " ")) for one in ended]
+    assert all(int(counts[1]) + int(counts[2]) == 7 for counts in told if counts)
+    if not killed:  # no stage ran twice, and both did something
+        ran = [int(counts[1]) for counts in told if counts]
+        assert sum(ran) == 7
+        assert min(ran) > 0
+    assert not list(out.glob("*.old-*"))
+    report = json.loads((out / "report.json").read_text())
+    whole = json.loads((workplace / "whole" / "report.json").read_text())
+    assert [rung["name"] for rung in report["rungs"]] == [rung["name"] for rung in whole["rungs"]]
 
 
 def test_a_changed_setting_runs_anew_and_keeps_the_old(workplace: Path) -> None:

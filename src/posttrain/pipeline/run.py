@@ -1,9 +1,10 @@
-"""Running a recipe: skip what is finished, resume what was cut, run the rest, report."""
+"""Running a recipe: skip what is finished, resume what was cut, run the rest, report; alone or with others on one folder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ from rich.console import Console
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..training.processes import by_first_process, rank_and_world
-from .done import Done, cost_from, cost_to, read_done
+from .done import Done, cost_from, cost_to
 from .manifest import describe, record
 from .recipe import Recipe, StageConfig
+from .sharing import SharedStages, alone
 from .stages import Workshop
 
 __all__ = ["run_recipe"]
@@ -31,7 +33,8 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
 
     A stage whose key is unchanged and that is finished is skipped; an unfinished one goes on inside its folder; one
     whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew. Of several processes
-    (torchrun) all train, and the first does everything else.
+    under torchrun all train, and the first does everything else. The same command started again beside a running one shares
+    its work: each runs the next stage that is ready and that no other runs, and waits for what it needs.
     """
     console = Console(stderr=True)
     began = time.monotonic()
@@ -41,12 +44,11 @@ def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size:
     for stage in recipe.stages:
         shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
     try:
-        for number, stage in enumerate(recipe.stages, 1):
-            shop.done[stage.name] = _stage(shop, stage, out / f"{number:02d}-{stage.name}", console)
+        _stages(shop, console)
     finally:
         shop.close()
     skipped = sum(done.skipped for done in shop.done.values())
-    reported = by_first_process(lambda: report(shop, console))
+    reported = by_first_process(lambda: _reported(shop, console, report))
     seconds = time.monotonic() - began
     console.print(
         f"{len(shop.done) - skipped} stages run, {skipped} skipped, {seconds:.0f} s; report: {out / 'report.html'}",
@@ -66,19 +68,40 @@ def _begin(recipe: Recipe, path: Path, out: Path, size: str | None, console: Con
     """Make the run folder and write down what is run."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    for difference in record(out / "manifest.json", describe(str(path), recipe.seed, size)):
-        console.print(f"[yellow]note:[/] since this run was started: {difference}", highlight=False)
-    if path.is_file():
-        write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
-    resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    with alone(out, "begin"):
+        for difference in record(out / "manifest.json", describe(str(path), recipe.seed, size)):
+            console.print(f"[yellow]note:[/] since this run was started: {difference}", highlight=False)
+        if path.is_file():
+            write_atomic(out / "recipe.yaml", path.read_text(encoding="utf-8"))
+        resolved = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+        write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
-def _stage(shop: Workshop, stage: StageConfig, folder: Path, console: Console) -> Done:
-    # Asked once for all processes: a slow one must not find what the first has written since.
-    key, finished = by_first_process(lambda: (shop.key(stage), read_done(folder)))
-    if finished is not None and finished["key"] == key:
-        return Done(name=stage.name, key=key, folder=folder, cost=cost_from(finished["cost"]), skipped=True)
+def _stages(shop: Workshop, console: Console) -> None:
+    """Run or read every stage; `shop.done` ends in the recipe's order, whoever finished what and when."""
+    folders = {stage.name: shop.out / f"{number:02d}-{stage.name}" for number, stage in enumerate(shop.recipe.stages, 1)}
+    say = partial(console.print, highlight=False)
+    shared = SharedStages(
+        shop.recipe.stages, shop.out, shop.done, key=shop.key, folder=lambda stage: folders[stage.name], say=say
+    )
+    with closing(iter(shared)) as taken:
+        for stage, key, finished in taken:
+            if finished is not None:
+                cost = cost_from(finished["cost"])
+                done = Done(name=stage.name, key=key, folder=folders[stage.name], cost=cost, skipped=True)
+            else:
+                by_first_process(partial(shared.check_inputs, stage))
+                done = _stage(shop, stage, key, folders[stage.name], console)
+            shop.done[stage.name] = done
+    shop.done = {name: shop.done[name] for name in folders}
+
+
+def _reported(shop: Workshop, console: Console, report: Reporter) -> dict[str, Any]:
+    with alone(shop.out, "report"):
+        return report(shop, console)
+
+
+def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, console: Console) -> Done:
     by_first_process(lambda: _make_room(folder, key, console))
     if rank_and_world()[0] == 0:
         console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")
