@@ -143,6 +143,31 @@ def test_two_processes_share_the_stages_of_one_folder(workplace: Path, killed: b
     assert [rung["name"] for rung in report["rungs"]] == [rung["name"] for rung in whole["rungs"]]
 
 
+def test_what_another_run_finished_is_taken_over(workplace: Path) -> None:
+    """One more stage in the middle, another later on: the rest is the other run's, whatever its number."""
+    stages = json.loads(json.dumps(RECIPE["stages"]))
+    stages.insert(1, {"name": "one-shot", "lever": "prompting", "eval": {"prompt": "few_shot:k=1", "max_tokens": 8}})
+    stages[6]["train"]["method"] += ",beta=0.3"
+    write_recipe(workplace, {"stages": stages})
+    try:
+        done = posttrain("run", "recipe.yaml", "--out", "grown", "--reuse", "whole", cwd=workplace)
+        again = run(workplace, "grown")
+        wrong = posttrain("run", "recipe.yaml", "--out", "grown", "--reuse", "model", cwd=workplace)
+    finally:
+        write_recipe(workplace)
+    assert done.returncode == again.returncode == 0, done.stderr
+    assert "3 stages run, 5 skipped" in done.stderr.replace("\n", " ")  # one-shot, dpo, and the answers of the new dpo
+    assert "0 stages run, 8 skipped" in again.stderr.replace("\n", " ")
+    grown, whole = results(workplace / "grown"), results(workplace / "whole")
+    assert grown["05-sft-vote/ledger.jsonl"] == whole["04-sft-vote/ledger.jsonl"]
+    assert grown["04-sft/checkpoint/model.safetensors"] == whole["03-sft/checkpoint/model.safetensors"]
+    assert grown["07-dpo/checkpoint/model.safetensors"] != whole["06-dpo/checkpoint/model.safetensors"]
+    rungs = json.loads((workplace / "grown" / "report.json").read_text())["rungs"]
+    assert [rung["name"] for rung in rungs] == ["zero-shot", "one-shot", "sft-vote", "dpo-greedy"]
+    assert wrong.returncode == 2
+    assert "--reuse model: no run folder" in wrong.stderr.replace("\n", " ")
+
+
 def test_a_changed_setting_runs_anew_and_keeps_the_old(workplace: Path) -> None:
     out = workplace / "changed"
     shutil.copytree(workplace / "whole", out)
@@ -158,3 +183,6 @@ def test_a_changed_setting_runs_anew_and_keeps_the_old(workplace: Path) -> None:
     assert list(out.glob("04-sft-vote.old-*"))
     rows = (out / "04-sft-vote" / "ledger.jsonl").read_text().splitlines()
     assert all(len(json.loads(row)["candidates"]) == 2 for row in rows)
+    back = run(workplace, "changed")  # the setting put back: the result that was set aside is there
+    assert "0 stages run, 7 skipped" in back.stderr.replace("\n", " ")
+    assert results(out)["04-sft-vote/ledger.jsonl"] == results(workplace / "whole")["04-sft-vote/ledger.jsonl"]

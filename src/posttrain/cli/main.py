@@ -43,6 +43,10 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override, for example stages.sft.train.method=sft:epochs=2.")
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run's folder: what it finished and is the same here is taken over."),
+    ] = None,
 ) -> None:
     """Run a recipe; run it again after a stop and it goes on where it was. Finished stages are skipped."""
     from ..pipeline.recipe import load_recipe
@@ -57,7 +61,7 @@ def run(
         overrides[key] = _scalar(value)
     loaded = load_recipe(recipe, size=size, overrides=overrides)
     folder = out or Path("runs") / (loaded.name + (f"-{size}" if size else ""))
-    run_recipe(loaded, recipe, folder, report_run, size=size)
+    run_recipe(loaded, recipe, folder, report_run, size=size, reuse=reuse or ())
 
 
 @app.command("eval")

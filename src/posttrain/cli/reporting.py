@@ -42,7 +42,7 @@ def report_run(shop: Workshop, console: Console) -> dict[str, object]:
         "model": recipe.model,
         "task": ", ".join(dict.fromkeys(rung.asked for rung in rungs)),
         "seed": recipe.seed,
-        **made_by(shop.out / "manifest.json", [read_json(d.folder / "DONE.json")["finished"] for d in shop.done.values()]),
+        **made_by(shop.out / "manifest.json", [read_json(d.folder / "DONE.json") for d in shop.done.values()]),
     }
     constants = constant_notes(rungs, _questions(shop, rungs))
     notes = [*recipe.notes, *constants, *_pair_notes(shop), *_dropped_notes(rungs)]

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -97,16 +97,20 @@ def record(path: Path, manifest: dict[str, Any]) -> list[str]:
     return differences
 
 
-def made_by(path: Path, finished: Sequence[str]) -> dict[str, Any]:
-    """Return code, packages and hardware of what was computed: of the starts in which stages were `finished` (times).
+def made_by(path: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return code, packages and hardware of what was computed, from the `DONE.json` of finished stages.
 
-    A later start that found everything done computed nothing. Of several codes all are named, first to last; packages and
-    hardware are of the last one.
+    A stage was computed by the last start before it was `finished`, one taken over from another run by what its own
+    `made_by` says: a later start that found everything done computed nothing. Of several codes all are named, first to
+    last; packages and hardware are of the last one.
     """
     starts = read_json(path)["starts"]
-    computed = [max((s for s in starts if s["started"] <= time), key=_started, default=starts[0]) for time in finished]
-    made = [start for start in starts if start in computed] or starts[-1:]
-    codes = dict.fromkeys(start["code"] for start in made)
+    made = []
+    for record in sorted(records, key=lambda one: str(one["finished"])):
+        before = [start for start in starts if start["started"] <= record["finished"]]
+        made.append(record.get("made_by") or max(before, key=_started, default=starts[0]))
+    made = made or starts[-1:]
+    codes = dict.fromkeys(code for one in made for code in str(one["code"]).split(", "))
     return {"code": ", ".join(codes), "hardware": made[-1]["hardware"], "packages": made[-1]["packages"]}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -16,9 +16,10 @@ from rich.console import Console
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..training.processes import by_first_process, rank_and_world
-from .done import Done, cost_from, cost_to
+from .done import Done, cost_from, cost_to, read_done
 from .manifest import describe, record
 from .recipe import Recipe, StageConfig
+from .reuse import check_runs, taken_over
 from .sharing import SharedStages, alone
 from .stages import Workshop
 
@@ -28,23 +29,27 @@ __all__ = ["run_recipe"]
 Reporter = Callable[[Workshop, Console], dict[str, Any]]
 
 
-def run_recipe(recipe: Recipe, path: Path, out: Path, report: Reporter, *, size: str | None = None) -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe, path: Path, out: Path, report: Reporter, *, size: str | None = None, reuse: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Run every stage, hand the finished workshop to `report` and return what it returns.
 
     A stage whose key is unchanged and that is finished is skipped; an unfinished one goes on inside its folder; one
     whose settings, data, seed or inputs changed is set aside (`<folder>.old-<key>`) and runs anew. Of several processes
     under torchrun all train, and the first does everything else. The same command started again beside a running one shares
-    its work: each runs the next stage that is ready and that no other runs, and waits for what it needs.
+    its work: each runs the next stage that is ready and that no other runs, and waits for what it needs. A stage that one of
+    the runs in `reuse` has finished, with the same key, is taken over from it.
     """
     console = Console(stderr=True)
     began = time.monotonic()
+    check_runs(reuse)
     by_first_process(lambda: _begin(recipe, path, out, size, console))
     _check_folders(recipe, str(path))
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
         shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
     try:
-        _stages(shop, console)
+        _stages(shop, reuse, console)
     finally:
         shop.close()
     skipped = sum(done.skipped for done in shop.done.values())
@@ -77,7 +82,7 @@ def _begin(recipe: Recipe, path: Path, out: Path, size: str | None, console: Con
         write_atomic(out / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
-def _stages(shop: Workshop, console: Console) -> None:
+def _stages(shop: Workshop, reuse: Sequence[Path], console: Console) -> None:
     """Run or read every stage; `shop.done` ends in the recipe's order, whoever finished what and when."""
     folders = {stage.name: shop.out / f"{number:02d}-{stage.name}" for number, stage in enumerate(shop.recipe.stages, 1)}
     say = partial(console.print, highlight=False)
@@ -91,7 +96,7 @@ def _stages(shop: Workshop, console: Console) -> None:
                 done = Done(name=stage.name, key=key, folder=folders[stage.name], cost=cost, skipped=True)
             else:
                 by_first_process(partial(shared.check_inputs, stage))
-                done = _stage(shop, stage, key, folders[stage.name], console)
+                done = _stage(shop, stage, key, folders[stage.name], reuse, console)
             shop.done[stage.name] = done
     shop.done = {name: shop.done[name] for name in folders}
 
@@ -101,8 +106,11 @@ def _reported(shop: Workshop, console: Console, report: Reporter) -> dict[str, A
         return report(shop, console)
 
 
-def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, console: Console) -> Done:
-    by_first_process(lambda: _make_room(folder, key, console))
+def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, reuse: Sequence[Path], console: Console) -> Done:
+    by_first_process(lambda: _set_aside(folder, key, console))
+    if found := by_first_process(lambda: _taken_over(stage.name, key, folder, [shop.out, *reuse], console)):
+        return Done(name=stage.name, key=key, folder=folder, cost=cost_from(found["cost"]), skipped=True)
+    by_first_process(lambda: _make_room(folder, key))
     if rank_and_world()[0] == 0:
         console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")
     run = partial(shop.run, stage, folder, key)
@@ -117,8 +125,8 @@ def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, console: 
     return Done(name=stage.name, key=key, folder=folder, cost=cost)
 
 
-def _make_room(folder: Path, key: str, console: Console) -> None:
-    """Keep a cut run of the same stage; set aside anything else that has its place."""
+def _set_aside(folder: Path, key: str, console: Console) -> None:
+    """Move what has a stage's place and another key."""
     marker = folder / "KEY.json"
     if marker.is_file():
         old = str(read_json(marker).get("key", "unknown"))
@@ -132,6 +140,21 @@ def _make_room(folder: Path, key: str, console: Console) -> None:
             console.print(
                 f"{folder.name}: settings or inputs changed; the former results are in {aside.name}", highlight=False
             )
+
+
+def _taken_over(name: str, key: str, folder: Path, runs: Sequence[Path], console: Console) -> dict[str, Any] | None:
+    """Take over a stage that another run has finished; one begun here goes on here."""
+    if folder.exists():
+        return None
+    found = taken_over(name, key, folder, runs)
+    if found is None:
+        return None
+    console.print(f"{name}: taken over from {found}", highlight=False)
+    return read_done(folder)
+
+
+def _make_room(folder: Path, key: str) -> None:
+    """Make a stage's folder, or keep that of a cut run of the same stage."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"key": key})
+    write_json(folder / "KEY.json", {"key": key})
