@@ -43,6 +43,8 @@ MEASURED = {  # method -> (run, rungs)
     "distilled": ("distillation", ["sequence"]),
     "mixed": ("domain", ["tuned-replay"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
+    "grpo": ("r1-zero", ["zero-test"]),
+    "questions": ("r1-zero", ["zero-test"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
     "instructed": ("searches", ["instructed"]),
     "confidence_sampling": ("searches", ["confidence"]),
@@ -67,12 +69,13 @@ PLACES = dict.fromkeys(
         "self-taught",
     ),
     "finetuning",
-)  # run -> its folder below docs/results
+) | {"r1-zero": "rl"}  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
     "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
     "distillation": "[From a teacher that was not good enough](../results/finetuning/distillation.md). ",
+    "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "domain": "[With retention; no better than one answer to every question](../results/finetuning/domain.md). ",
 }
 REPLAYS = ("test_time", "test_time_needle")

@@ -1,6 +1,7 @@
 """Distillation on the student's own samples: what is drawn, its gradient by enumeration, one trajectory, resume, cost."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -64,7 +65,9 @@ def ends_often(net):
 
 def test_a_rollout_is_the_prompt_and_all_that_was_drawn():
     net = ends_often(model().eval())
+    began = time.perf_counter()
     found, cost = policy(net).rollouts([asking("1?"), asking("2?")], step=0, samples=20)
+    assert 0 < cost.seconds <= time.perf_counter() - began  # the time that passed, not every call's wait
     ends = set()
     for prompt, rollouts in zip(("1?", "2?"), found, strict=True):
         asked = render_prompt(tokenizer(), asking(prompt).messages)

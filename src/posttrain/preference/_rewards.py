@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -110,10 +111,11 @@ class Rewards:
 
     def _own(self, asked: Sequence[_Asked]) -> tuple[list[list[list[float]]], Cost]:
         """Return this process's share of the values, by example, verifier and text, and what they cost."""
-        before = self.account.total
+        before, began = self.account.total, time.perf_counter()
         with ThreadPoolExecutor(1) as thread:  # an event loop of its own: there may be one here already
             found = thread.submit(asyncio.run, self._ask(asked)).result()
-        return found, self.account.total - before
+        spent = self.account.total - before  # asked together: their waits, added, would be more than the time that passed
+        return found, replace(spent, seconds=time.perf_counter() - began)
 
     async def _ask(self, asked: Sequence[_Asked]) -> list[list[list[float]]]:
         async def one(name: str, verifier: Verifier, of: _Asked) -> list[float]:

@@ -59,6 +59,7 @@ class Grpo(OnlineSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Shao et al. 2024, arXiv 2402.03300"
     cost: ClassVar[str] = "sampling `group` replies a prompt and 3 forward passes per token of those that differ in reward"
     fails: ClassVar[str] = "all samples of a prompt right or all wrong: no gradient; a reward with a gap: it is found"

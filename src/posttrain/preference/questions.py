@@ -27,6 +27,7 @@ class Questions:
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     kind: ClassVar[str] = "data"
     paper: ClassVar[str] = "the choice by difficulty: Yu et al. 2025, arXiv 2503.14476, section 3.2, there while training"
     cost: ClassVar[str] = "nothing; with a choice by difficulty the sampling of the evaluation it reads"
