@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..core.types import ModelShape
-from .forward import Batch, TokenSequence, trained_positions
+from .collate import Batch, TokenSequence, trained_positions
 
 __all__ = ["Layout", "pack", "packed_attention", "share_opening", "shared_prefix"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from .groups import expanded, override
 from .naming import STAGE, stages_named
 from .references import check_references
 from .retained import Retention
+from .variables import filled
 
 __all__ = [
     "STAGE",
@@ -287,19 +287,4 @@ def load_recipe(path: Path, *, size: str | None = None, overrides: Mapping[str, 
     for key, value in changes.items():
         override(values, key, value, where=str(path))
     variables = {name: str(value) for name, value in (values.get("vars") or {}).items()}
-    return validate(Recipe, {**_filled(values, variables, where=str(path)), "vars": variables}, where=str(path))
-
-
-def _filled(value: Any, variables: Mapping[str, str], *, where: str) -> Any:
-    """Put the variables' values in place of `${name}` in every text."""
-
-    def named(match: re.Match[str]) -> str:
-        if match[1] not in variables:
-            raise ConfigError(f"{where}: '{match[0]}' names no variable of 'vars'{did_you_mean(match[1], variables)}")
-        return variables[match[1]]
-
-    if isinstance(value, str):
-        return re.sub(r"\$\{(\w+)\}", named, value)
-    if isinstance(value, dict):
-        return {key: _filled(item, variables, where=where) for key, item in value.items()}
-    return [_filled(item, variables, where=where) for item in value] if isinstance(value, list) else value
+    return validate(Recipe, {**filled(values, variables, where=str(path)), "vars": variables}, where=str(path))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Run", "plan_runs"]
+if TYPE_CHECKING:
+    from .slots import SlotTable
+
+__all__ = ["Plan", "Run", "plan_runs"]
 
 _PIECE = 32  # positions are shared, and read, in pieces of this many
 _RUN_COST = 700  # what treating a run apart costs (some ten small operations per layer), in positions read by one row
@@ -63,3 +66,23 @@ def plan_runs(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], length
                 continue
         runs.append(Run(int(rows[a]), int(rows[b - 1]) + 1, stem, longest))
     return runs
+
+
+class Plan:
+    """The runs of the last step, kept until rows come or go, or one grows out of its run."""
+
+    def __init__(self) -> None:
+        self._rows = b""  # the slots that the runs were planned for
+        self._runs: list[Run] = []
+        self._limits = np.zeros(0, dtype=np.int64)  # how long each may grow before the next plan
+
+    def runs(self, table: SlotTable, active: npt.NDArray[np.int64], low: int, high: int) -> list[Run]:
+        """Return the runs of this step: of the `active` slots, all within [low, high)."""
+        lengths = table.length[low:high] + 1
+        rows, key = active - low, table.used[active].tobytes()
+        if key != self._rows or (lengths[rows] > self._limits).any():
+            self._rows, self._runs = key, plan_runs(table.tokens[low:high], rows, lengths)
+            self._limits = np.concatenate(
+                [np.full(((run.low <= rows) & (rows < run.high)).sum(), run.reach) for run in self._runs]
+            )
+        return self._runs

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...core.errors import ModelError
 from ...core.types import Finish
 from .prefill import prefill
 from .runner import Runner
-from .runs import Run, plan_runs
+from .runs import Plan
 from .sampler import choose, uniforms
 from .scoring import score
 from .sequence import Request, ScoreRequest, Trace
@@ -45,9 +44,7 @@ class Scheduler:
         self._lock = threading.Condition()
         self._worker: threading.Thread | None = None
         self._arrived = 0.0
-        self._planned = b""  # the slots that `_runs` were planned for, and how long each may grow before the next plan
-        self._runs: list[Run] = []
-        self._limits = np.zeros(0, dtype=np.int64)
+        self._plan = Plan()
         self.steps = 0  # decode steps so far, for measurements
 
     # -- called from any thread
@@ -213,7 +210,7 @@ class Scheduler:
         low, high = min(self._running), max(self._running) + 1
         active = np.array(sorted(self._running))
         self._reserve(int(table.length[low:high].max()) + 2)
-        runs = self._plan(active, low, high)
+        runs = self._plan.runs(self._table, active, low, high)
         positions = table.length[low:high]
         tokens = np.maximum(table.tokens[np.arange(low, high), positions], 0)  # idle slots in between get token 0
         logits = self._runner.decode(low, tokens.tolist(), positions.tolist(), runs)
@@ -236,17 +233,6 @@ class Scheduler:
                 continue
             if finish is not None:
                 self._finish(trace, finish)
-
-    def _plan(self, active: npt.NDArray[np.int64], low: int, high: int) -> list[Run]:
-        """Return the runs of this step; a plan holds until rows come or go, or one grows out of it."""
-        lengths = self._table.length[low:high] + 1
-        rows, key = active - low, self._table.used[active].tobytes()
-        if key != self._planned or (lengths[rows] > self._limits).any():
-            self._planned, self._runs = key, plan_runs(self._table.tokens[low:high], rows, lengths)
-            self._limits = np.concatenate(
-                [np.full(((run.low <= rows) & (rows < run.high)).sum(), run.reach) for run in self._runs]
-            )
-        return self._runs
 
     def _compact(self) -> None:
         """Move samples from the ends of the range into holes: a hole costs as much in every step as a sample."""
