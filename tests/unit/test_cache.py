@@ -6,6 +6,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,8 @@ def test_a_watch_sees_a_kept_trace_as_it_would_the_engine(tmp_path: Path, ends: 
         return ended
 
     sampling = replace(HOT, logprobs=1)
-    with Generations(tmp_path / f"{ends}{known}.sqlite") as kept:
+    # A file for each time: what is drawn may be drawn again, and must not find what it kept before.
+    with Generations(Path(tempfile.mkdtemp(dir=tmp_path)) / "kept.sqlite") as kept:
         cached = Cached(counting(), kept)
         if known:
             draw(cached, sampling, samples=sorted(known))
