@@ -162,6 +162,12 @@ def test_what_another_run_finished_is_taken_over(workplace: Path) -> None:
     assert grown["05-sft-vote/ledger.jsonl"] == whole["04-sft-vote/ledger.jsonl"]
     assert grown["04-sft/checkpoint/model.safetensors"] == whole["03-sft/checkpoint/model.safetensors"]
     assert grown["07-dpo/checkpoint/model.safetensors"] != whole["06-dpo/checkpoint/model.safetensors"]
+    made = json.loads((workplace / "grown" / "04-sft" / "DONE.json").read_text())
+    assert made == json.loads((workplace / "whole" / "03-sft" / "DONE.json").read_text())
+    assert {"code", "hardware", "packages"} == made["made_by"].keys()
+    with (workplace / "grown" / "05-sft-vote" / "ledger.jsonl").open("a") as ledger:  # rows are never shared
+        ledger.write("{}\n")
+    assert results(workplace / "whole") == whole
     rungs = json.loads((workplace / "grown" / "report.json").read_text())["rungs"]
     assert [rung["name"] for rung in rungs] == ["zero-shot", "one-shot", "sft-vote", "dpo-greedy"]
     assert wrong.returncode == 2

@@ -32,8 +32,9 @@ class Someone:
     def __init__(self, out: Path) -> None:
         self.out, self.said = out, list[str]()
         self.done: dict[str, Done] = {}
+        folders = {stage.name: out / stage.name for stage in STAGES}
         self.shared = SharedStages(
-            STAGES, out, self.done, key=lambda s: f"key of {s.name}", folder=lambda s: out / s.name, say=self.said.append
+            STAGES, out, self.done, key=lambda s: f"key of {s.name}", folders=folders, say=self.said.append
         )
         self.taken = iter(self.shared)
 

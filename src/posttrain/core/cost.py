@@ -24,14 +24,7 @@ class Usage:
     scored: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            calls=self.calls + other.calls,
-            prompt=self.prompt + other.prompt,
-            cached=self.cached + other.cached,
-            generated=self.generated + other.generated,
-            replayed=self.replayed + other.replayed,
-            scored=self.scored + other.scored,
-        )
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
     def __sub__(self, before: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) - getattr(before, name) for name in self.__slots__})

@@ -16,7 +16,7 @@ from typing import Any
 from .. import __version__
 from ..core.files import read_json, write_json
 
-__all__ = ["code_version", "describe", "hardware", "made_by", "packages", "record"]
+__all__ = ["code_version", "describe", "hardware", "made_by", "maker", "packages", "record"]
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "scipy", "reasoning-gym", "math-verify")
 
@@ -63,6 +63,12 @@ def hardware() -> dict[str, Any]:
     return {"processor": processor, "cores": cores, "memory_gib": round(memory / 2**30, 1), "system": platform.system()}
 
 
+@lru_cache
+def maker() -> dict[str, Any]:
+    """Return what computes here: code, hardware, packages, as they were when this was first asked."""
+    return {"code": code_version(), "packages": packages(), "hardware": hardware()}
+
+
 def describe(recipe: str, seed: int, size: str | None) -> dict[str, Any]:
     """Return the manifest of this start of a run."""
     return {
@@ -71,9 +77,7 @@ def describe(recipe: str, seed: int, size: str | None) -> dict[str, Any]:
         "seed": seed,
         "command": ["posttrain", *sys.argv[1:]],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "code": code_version(),
-        "packages": packages(),
-        "hardware": hardware(),
+        **maker(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -100,8 +104,8 @@ def record(path: Path, manifest: dict[str, Any]) -> list[str]:
 def made_by(path: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return code, packages and hardware of what was computed, from the `DONE.json` of finished stages.
 
-    A stage was computed by the last start before it was `finished`, one taken over from another run by what its own
-    `made_by` says: a later start that found everything done computed nothing. Of several codes all are named, first to
+    Each says in `made_by` what computed it; one of an earlier version does not, and was computed by the last start before
+    it was `finished`. A later start that found everything done computed nothing. Of several codes all are named, first to
     last; packages and hardware are of the last one.
     """
     starts = read_json(path)["starts"]

@@ -6,6 +6,7 @@ that key is the stage, whichever run made it. A former result that was set aside
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from .manifest import made_by
 
 __all__ = ["check_runs", "taken_over"]
 
+_WEIGHTS = ".safetensors"
+
 
 def check_runs(runs: Sequence[Path]) -> None:
     """Raise `ConfigError` for a folder that is no run's."""
@@ -29,8 +32,8 @@ def check_runs(runs: Sequence[Path]) -> None:
 def taken_over(name: str, key: str, folder: Path, runs: Sequence[Path]) -> Path | None:
     """Make `folder` the finished stage of this name and key from the first of `runs` that has it; return where it was.
 
-    Files are linked where the file system can, copied elsewhere, whole or not at all. The record then says what computed it
-    (`made_by`), for this run's manifest does not know.
+    Whole or not at all. Weights are linked where the file system can, all else is copied. The record says what computed it
+    (`made_by`; one of an earlier version does not, and is given it): this run's manifest does not know.
     """
     for run in runs:
         for found in sorted([*run.glob(f"*-{name}"), *run.glob(f"*-{name}.old-*")]):
@@ -41,7 +44,6 @@ def taken_over(name: str, key: str, folder: Path, runs: Sequence[Path]) -> Path 
             with disk_errors(folder):
                 shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
                 shutil.copytree(found, partial, copy_function=_linked)
-                (partial / "DONE.json").unlink()
                 made = record.get("made_by") or made_by(run / "manifest.json", [record])
                 write_json(partial / "DONE.json", {**record, "made_by": made})
                 partial.rename(folder)
@@ -50,9 +52,9 @@ def taken_over(name: str, key: str, folder: Path, runs: Sequence[Path]) -> Path 
 
 
 def _linked(source: str, target: str) -> str:
-    """Link a file: what is finished is never written again. Copy it to another file system."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
+    """Link weights, which are written whole and once; copy what rows are appended to, and to another file system."""
+    if source.endswith(_WEIGHTS):
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return target
+    return shutil.copy2(source, target)

@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..training.processes import by_first_process, rank_and_world
 from .done import Done, cost_from, cost_to, read_done
-from .manifest import describe, record
+from .manifest import describe, maker, record
 from .recipe import Recipe, StageConfig
 from .reuse import check_runs, taken_over
 from .sharing import SharedStages, alone
@@ -86,9 +86,7 @@ def _stages(shop: Workshop, reuse: Sequence[Path], console: Console) -> None:
     """Run or read every stage; `shop.done` ends in the recipe's order, whoever finished what and when."""
     folders = {stage.name: shop.out / f"{number:02d}-{stage.name}" for number, stage in enumerate(shop.recipe.stages, 1)}
     say = partial(console.print, highlight=False)
-    shared = SharedStages(
-        shop.recipe.stages, shop.out, shop.done, key=shop.key, folder=lambda stage: folders[stage.name], say=say
-    )
+    shared = SharedStages(shop.recipe.stages, shop.out, shop.done, key=shop.key, folders=folders, say=say)
     with closing(iter(shared)) as taken:
         for stage, key, finished in taken:
             if finished is not None:
@@ -120,6 +118,7 @@ def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, reuse: Se
         "key": key,
         "cost": cost_to(cost),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_by": maker(),
     }
     by_first_process(lambda: write_json(folder / "DONE.json", record_done))
     return Done(name=stage.name, key=key, folder=folder, cost=cost)

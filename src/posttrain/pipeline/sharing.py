@@ -29,7 +29,7 @@ _LOOK = 0.5  # seconds between two looks at what others have finished
 class SharedStages:
     """Hands out a recipe's stages to this process, one at a time, until all are finished here or elsewhere.
 
-    `key` gives a stage's key once its inputs are in `done`, `folder` its folder, `say` tells the user one line.
+    `key` gives a stage's key once its inputs are in `done`, `folders` where it is, `say` tells the user one line.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class SharedStages:
         done: Mapping[str, Done],
         *,
         key: Callable[[StageConfig], str],
-        folder: Callable[[StageConfig], Path],
+        folders: Mapping[str, Path],
         say: Callable[[str], None],
     ) -> None:
         self.waiting = {stage.name: stage for stage in stages}
         self.out, self.done = out, done
-        self.key, self.folder, self.say = key, folder, say
+        self.key, self.folders, self.say = key, folders, say
         self._held: FileLock | None = None
         self._keys: dict[str, str] = {}
         self._told: list[str] = []
@@ -76,7 +76,7 @@ class SharedStages:
             time.sleep(_LOOK)
 
     def _finished(self, stage: StageConfig, key: str) -> dict[str, Any] | None:
-        found = read_done(self.folder(stage))
+        found = read_done(self.folders[stage.name])
         return found if found is not None and found["key"] == key else None
 
     def _hold(self, stage: StageConfig) -> bool:
