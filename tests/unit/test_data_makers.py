@@ -80,6 +80,26 @@ def test_every_combination_can_be_drawn(right: int, wrong: int) -> None:
     assert len(set(first)) == wrong
 
 
+def test_pairs_can_share_their_beginning() -> None:
+    """Every wrong reply with the right one that it follows for longest, those that part latest first."""
+    right = ("1+2=3; 3+4=7", "2+1=3; 4+3=7", "seven: 7")
+    wrong = ("2+1=3; 4+3=8", "seven: 9", "1+3=4", "x")
+    item = Sampled(
+        example=Example(id="a", question="a?", answer="7"),
+        texts=right + wrong,
+        scores=(1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+        finishes=("stop",) * 7,
+        answers=right + wrong,
+    )
+    made = VerifiedPairs(per_question=9, match="beginning")(Task(), prompter, [item], seed=0)
+    pairs = [(row["chosen"], row["rejected"]) for row in made.rows]
+    assert pairs[:3] == [(right[1], wrong[0]), (right[2], wrong[1]), (right[0], wrong[2])]
+    assert len(pairs) == 4, "a wrong reply like no right one has a pair, too, the last"
+    assert pairs[3][1] == "x"
+    few = VerifiedPairs(per_question=1, match="beginning")(Task(), prompter, [item], seed=0).rows
+    assert [(row["chosen"], row["rejected"]) for row in few] == pairs[:1]
+
+
 def test_cut_responses_are_left_out() -> None:
     cut = sampled("a", "Xa", ["length", "stop"])
     with pytest.raises(DataError, match="0 were answered all right and 1 all wrong"):

@@ -250,7 +250,7 @@ def guarded(command: Callable[[], None], tell: Callable[[str], None]) -> int:
     try:
         command()
     except SystemExit as end:
-        if end.code == 130:  # typer has turned Ctrl-C into this
+        if end.code in (130, 143):  # typer has turned Ctrl-C into the first; the other is a training's that got SIGTERM
             tell(_STOPPED)
         if isinstance(end.code, str):
             tell(end.code)

@@ -22,6 +22,7 @@ from .samples import Samples
 from .settings import Tracker
 from .state import Metrics, all_states, cost_from_dict, keep_states, load_newest, save_state, step_of
 from .step import Learner
+from .stopping import heeding_signals
 from .tracking import Tracking
 
 __all__ = ["Companions", "fit"]
@@ -54,8 +55,9 @@ def fit(
     """Train `epochs` times over all items, `batch_size` a step; resumes from `out/state` after a kill.
 
     The data order is a function of (seed, epoch), dropout of (seed, step): a killed and resumed run equals an
-    uninterrupted one bit for bit on one machine. `save_every` is in optimiser steps (0: only the end). With held-out items
-    it may stop early, and leaves the module with the weights of the best evaluation. Returns the steps planned.
+    uninterrupted one bit for bit on one machine. `save_every` is in optimiser steps (0: only the end); asked to stop by
+    Ctrl-C or SIGTERM, it saves the state of the step it is in and leaves. With held-out items it may stop early, and leaves
+    the module with the weights of the best evaluation. Returns the steps planned.
     """
     if not items:
         raise DataError("there is nothing to train on: no row is left")
@@ -75,6 +77,7 @@ def fit(
         if held_out is not None and held_out.start and not done:
             held_out.before(learner)
         first = rank_and_world()[0] == 0
+        asked = stack.enter_context(heeding_signals())
         advance = stack.enter_context(progress(description, total, unit="step", start=done, shown=first))
         for step in range(done, total):
             if held_out is not None and held_out.stops:
@@ -94,8 +97,11 @@ def fit(
             lines.write(_line(step, step // steps_per_epoch(len(items), batch_size), measured))
             if samples is not None:
                 samples.after(learner, step + 1, total)
-            if save_every and (step + 1) % save_every == 0 and step + 1 < total:
+            stopped = asked.everywhere()
+            if stopped or (save_every and (step + 1) % save_every == 0 and step + 1 < total):
                 _save(learner, out, key, step + 1, companions)
+            if stopped:
+                asked.obey()
             advance(note=f"loss {measured['loss']:.4f}")
     if held_out is not None:
         held_out.restore_best(learner)

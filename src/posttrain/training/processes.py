@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..core.errors import OtherProcessError, PosttrainError
 from ..core.types import Cost
 
-__all__ = ["agree", "by_first_process", "gathered", "patient_group", "rank_and_world", "say", "wait_for_all"]
+__all__ = ["agree", "any_process", "by_first_process", "gathered", "patient_group", "rank_and_world", "say", "wait_for_all"]
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -96,6 +96,18 @@ def agree(value: Any, sentence: str) -> None:
     dist.all_gather_object(values, value, group=patient_group())
     if any(other != values[0] for other in values):
         raise PosttrainError(sentence)
+
+
+def any_process(flag: bool) -> bool:
+    """Return in all processes whether any of them has the flag set."""
+    if rank_and_world()[1] == 1:
+        return flag
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=patient_group())
+    return bool(found)
 
 
 def wait_for_all() -> None:
