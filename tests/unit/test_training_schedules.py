@@ -9,7 +9,8 @@ import torch
 
 from posttrain.core.errors import ConfigError
 from posttrain.training import optimiser as module
-from posttrain.training.optimiser import Optimisation, Optimiser, learning_rate
+from posttrain.training.optimiser import Optimisation, Optimiser
+from posttrain.training.schedule import learning_rate
 
 
 def rates(total, warmup, decay_share):

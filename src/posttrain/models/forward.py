@@ -18,6 +18,7 @@ from ..losses.from_logits import LogitValues, weighted_logit_sum, weighted_logit
 from ..losses.logprobs import Head, adjust, token_logprobs, token_logprobs_of_module, weighted_logprob_sum
 from .collate import Batch, TokenSequence, collate
 from .embedding import collected_embedding
+from .lean import keep_less
 from .virtual import virtual_tokens
 
 __all__ = ["Batch", "Forward", "TokenSequence", "backbone_of", "causal_model", "collate", "text_config"]
@@ -54,6 +55,7 @@ class Forward(nn.Module):
         self._virtual = virtual_tokens(model) > 0
         self._sink: Callable[[Tensor], Tensor | None] | None = None
         self.packs = False
+        keep_less(backbone_of(model))
         self._check_head()
         self.packs = self._packing_is_exact()
 

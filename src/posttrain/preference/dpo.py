@@ -37,8 +37,8 @@ from ..losses.preference import agreed
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward
 from ..models.sharing import shared_prefix
-from ..training.optimiser import Schedule
 from ..training.rows import encode_pair, fits, refuse_soft_labels
+from ..training.schedule import Schedule
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..training.step import Work

@@ -36,8 +36,8 @@ from ..losses.advantage import Baseline, Scale, group_advantages
 from ..losses.kl import kl_estimate, kl_loss
 from ..losses.policy import Level, Reduction, Surrogate, clipped, importance, log_ratios, surrogate, token_weights
 from ..models.forward import Forward
-from ..training.optimiser import Schedule
 from ..training.rollouts import FreshItems
+from ..training.schedule import Schedule
 from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work

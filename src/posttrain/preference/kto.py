@@ -33,8 +33,8 @@ from ..losses.reduce import sequence_sums
 from ..losses.unpaired import kto
 from ..models.forward import Forward
 from ..models.sharing import share_opening
-from ..training.optimiser import Schedule
 from ..training.rows import fits, refuse_soft_labels, split_response
+from ..training.schedule import Schedule
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..training.step import Work

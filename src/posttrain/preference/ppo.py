@@ -37,8 +37,8 @@ from ..losses.reduce import token_mean
 from ..models.actor_critic import ActorCritic
 from ..stats.flops import train_flops
 from ..training.critic import CriticStart
-from ..training.optimiser import Schedule
 from ..training.rollouts import FreshItems
+from ..training.schedule import Schedule
 from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work

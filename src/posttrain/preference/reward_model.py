@@ -35,8 +35,8 @@ from ..losses.reward import bradley_terry, centring, plackett_luce
 from ..models.scoring import ScoreForward
 from ..models.sharing import shared_prefix
 from ..stats.rewards import JudgedReplies, reward_report
-from ..training.optimiser import Schedule
 from ..training.rows import fits, refuse_soft_labels
+from ..training.schedule import Schedule
 from ..training.scoring import scoring_opener
 from ..training.session import Session, group_work
 from ..training.settings import TrainerSettings

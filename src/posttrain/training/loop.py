@@ -15,10 +15,10 @@ from ..core.files import read_json
 from ..core.progress import progress
 from .batching import step_rows, steps_per_epoch
 from .heldout import HeldOut
-from .optimiser import learning_rate
 from .processes import agree, by_first_process, rank_and_world, say
 from .rollouts import Fresh
 from .samples import Samples
+from .schedule import learning_rate
 from .settings import Tracker
 from .state import Metrics, all_states, cost_from_dict, keep_states, load_newest, save_state, step_of
 from .step import Learner

@@ -1,14 +1,13 @@
-"""AdamW over float32 masters, learning-rate schedules, clipping by the norm of all gradients, or of each group's.
+"""AdamW over float32 masters, clipping by the norm of all gradients, or of each group's.
 
 Module weights may be bfloat16; a bfloat16 weight of 1 cannot take an update smaller than 2⁻⁸, so the optimiser owns a
-float32 copy (the master) and writes it back rounded. Gradients are summed over micro-batches in float32 too: each
-weight's gradient is added to its master's as soon as the backward pass has it, and freed.
+float32 copy (the master) and writes it back rounded so that small updates are seen (`rounding`). Gradients are summed over
+micro-batches in float32 too: each weight's gradient is added to its master's as soon as the backward pass has it, and freed.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TrainingError
-from .shards import is_slice, local, slice_of, whole
+from .rounding import round_into
+from .schedule import Schedule
+from .shards import first_element, is_slice, local, slice_of, whole
 
-__all__ = ["Group", "Optimisation", "Optimiser", "Schedule", "learning_rate"]
-
-Schedule = Literal["constant", "linear", "cosine", "wsd"]
+__all__ = ["Group", "Optimisation", "Optimiser"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,33 +74,6 @@ class Optimisation:
             )
 
 
-def learning_rate(
-    step: int, *, total: int, peak: float, schedule: Schedule, warmup: float, decay_share: float = 0.2
-) -> float:
-    """Return the rate of update `step` (from 0) of `total`.
-
-    Warm-up is linear over w = ⌈warmup · total⌉ updates and its last one runs at the peak; then linear decay to 0, cosine
-    decay to 0 (both reach 0 only after the last update, so that none is wasted), or no decay. "wsd" (warm-up, stable,
-    decay) stays at the peak and decays linearly over the last d = ⌈decay_share · total⌉ updates (at most total − w):
-
-        lr(s) = peak · (s + 1) / w            s < w
-                peak                          w ≤ s < total − d
-                peak · (total − s) / (d + 1)  otherwise
-
-    Source of "wsd": Hu et al. 2024 (MiniCPM, arXiv 2404.06395); the linear form of the decay is a choice made here.
-    """
-    warm = math.ceil(warmup * total)
-    if step < warm:
-        return peak * (step + 1) / warm
-    if schedule == "constant":
-        return peak
-    if schedule == "wsd":
-        decay = min(math.ceil(decay_share * total), total - warm)
-        return peak * min(1.0, (total - step) / (decay + (1 if total > decay else 0)))
-    left = (total - step) / (total - warm + (1 if warm else 0))
-    return peak * left if schedule == "linear" else peak * 0.5 * (1 - math.cos(math.pi * left))
-
-
 class Optimiser:
     """Owns the masters of all trainable weights of a module; of a sharded one, this process's slices of them.
 
@@ -136,6 +108,9 @@ class Optimiser:
         self._adamw = self._made(
             [{"params": [self.masters[i] for i in members], "weight_decay": decay} for _, members, decay in parts]
         )
+        self._keeps = settings.kind == "adamw" and {m.device.type for m in self.masters} == {"cpu"}
+        if self._keeps:
+            self._reserve()
 
     def _made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return AdamW over the masters; fused (one kernel for all weights) where PyTorch has it."""
@@ -148,6 +123,18 @@ class Optimiser:
             made: torch.optim.Optimizer = eight_bit(types).AdamW8bit(groups, **how)
             return made
         return torch.optim.AdamW(groups, **how, fused=types <= {"cpu", "cuda"})
+
+    def _reserve(self) -> None:
+        """Make gradients and moments before anything else needs memory, for good.
+
+        Made anew in every step they lie between the activations that a processor's allocator keeps, and each of their pages
+        is asked of the system again.
+        """
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
+            self._adamw.state[master] = {
+                "step": torch.zeros(()), "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)
+            }  # fmt: skip
 
     @staticmethod
     def _collector(master: Tensor) -> Any:
@@ -212,13 +199,16 @@ class Optimiser:
     def discard(self) -> None:
         """Drop the gradients without using them."""
         for master in self.masters:
-            master.grad = None
+            if self._keeps and master.grad is not None:
+                master.grad.zero_()
+            else:
+                master.grad = None
 
     def _write_back(self) -> None:
         with torch.no_grad():
             for param, master in zip(self.params, self.masters, strict=True):
                 if master is not param:
-                    local(param).copy_(master)
+                    round_into(local(param), master, first_element(param))
 
     def close(self) -> None:
         """Take the hooks off the module."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from ..core.errors import ConfigError
 from ..models.adapters import Kind
-from .optimiser import Schedule
+from .schedule import Schedule
 
 __all__ = ["NEUTRAL", "LoopSettings", "Tracker", "TrainerSettings", "key_config"]
 

@@ -8,6 +8,7 @@ Zhao et al. 2023 (arXiv 2304.11277), in the form of `torch.distributed.fsdp.full
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..core.errors import ConfigError
 from ..models.forward import Forward, backbone_of
 from .processes import rank_and_world, say
 
-__all__ = ["check_shardable", "is_slice", "local", "make_whole", "rest", "shard", "slice_of", "whole"]
+__all__ = ["check_shardable", "first_element", "is_slice", "local", "make_whole", "rest", "shard", "slice_of", "whole"]
 
 
 def check_shardable(name: str, adapter: str, loop: Any, *, critic: bool = False) -> None:
@@ -86,6 +87,16 @@ def local(tensor: Tensor) -> Tensor:
         return tensor
     found: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
     return found
+
+
+def first_element(tensor: Tensor) -> int:
+    """Return the place of this process's first element in the whole tensor."""
+    if not is_slice(tensor):
+        return 0
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    rows = -(-len(tensor) // mesh.size())
+    before: int = min(mesh.get_local_rank() * rows, len(tensor))
+    return before * math.prod(tensor.shape[1:])
 
 
 def whole(piece: Tensor, like: Tensor) -> Tensor:
