@@ -42,7 +42,8 @@ def test_a_pair_with_label_p_is_the_pair_turned_around_with_1_minus_p(name, star
     same(weights(one), weights(other), rtol=1e-2, atol=1e-3)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "other"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, abs=1e-5)
-        assert a["accuracy"] == pytest.approx(b["accuracy"])
+        if a["step"] > 1:  # before, policy and reference are the same, and a margin's sign is the rounding's
+            assert a["accuracy"] == pytest.approx(b["accuracy"])
 
 
 @pytest.mark.parametrize("name", ["dpo", "reward"])

@@ -107,3 +107,13 @@ def test_a_signal_that_nobody_looked_for_in_time_is_obeyed_at_the_end():
         work()
     assert seen == [True]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_the_starter_chose_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with heeding_signals() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked.noted
+    finally:
+        signal.signal(signal.SIGINT, before)

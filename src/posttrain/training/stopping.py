@@ -57,6 +57,7 @@ def heeding_signals() -> Iterator[StopRequest]:
         yield asked
         return
     before = {number: signal.getsignal(number) for number in HEEDED}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # by whoever started it
 
     def restored() -> None:
         for number, handler in before.items():
@@ -66,7 +67,7 @@ def heeding_signals() -> Iterator[StopRequest]:
         restored()
         asked._note(number, frame)
 
-    for number in HEEDED:
+    for number in before:
         signal.signal(number, note)
     try:
         yield asked
