@@ -30,6 +30,7 @@ def preference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 
 @pytest.mark.parametrize(("name", "shared"), [
+    ("grpo", BASE[:-1]),
     ("online_dpo", [*BASE, "train-dpo", "dpo"]),
     ("reward_model", [*BASE, "reward"]),
     ("rlhf", [*BASE, "reward", "best-reward"]),
