@@ -93,6 +93,34 @@ def test_fixed_costs_follow_the_ancestors(workplace: Path) -> None:
     assert rungs["dpo-greedy"]["fixed"]["flops"] == pytest.approx(costs["sft"] + costs["dpo"])
 
 
+def test_what_is_finished_is_reported_and_nothing_is_run(workplace: Path) -> None:
+    shutil.copytree(workplace / "whole", workplace / "partial")
+    (workplace / "partial" / "05-pairs" / "DONE.json").unlink()
+    (workplace / "partial" / "report.json").unlink()
+    before = results(workplace / "partial")
+    done = posttrain("run", "recipe.yaml", "--out", "partial", "--finished", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workplace / "partial" / "report.json").read_text())
+    assert [rung["name"] for rung in report["rungs"]] == ["zero-shot", "sft-vote"], "dpo-greedy needs the pairs"
+    assert "3 of 7 stages were not finished: pairs, dpo, dpo-greedy." in report["notes"]
+    assert results(workplace / "partial") == before
+    assert not (workplace / "partial" / "05-pairs" / "DONE.json").exists()
+    whole = posttrain("run", "recipe.yaml", "--out", "whole", "--finished", cwd=workplace)
+    assert whole.returncode == 0, whole.stderr
+    assert not any("not finished" in note for note in json.loads((workplace / "whole" / "report.json").read_text())["notes"])
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--out", "nowhere"], "nowhere is no run's folder: name it with --out, or leave --finished out to start the run"),
+    (["--out", "whole", "--set", "seed=5"], "whole: no stage is finished with these settings"),
+])  # fmt: skip
+def test_what_is_finished_of_nothing_is_one_sentence(workplace: Path, more: list[str], said: str) -> None:
+    done = posttrain("run", "recipe.yaml", "--finished", *more, cwd=workplace)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (workplace / "nowhere").exists()
+
+
 def test_run_again_skips_everything(workplace: Path) -> None:
     before = results(workplace / "whole")
     done = run(workplace, "whole")

@@ -47,10 +47,11 @@ def run(
         list[Path] | None,
         typer.Option(help="Another run's folder: what it finished and is the same here is taken over."),
     ] = None,
+    finished: Annotated[bool, typer.Option("--finished", help="Run nothing: report what is finished so far.")] = False,
 ) -> None:
     """Run a recipe; run it again after a stop and it goes on where it was. Finished stages are skipped."""
     from ..pipeline.recipe import load_recipe
-    from ..pipeline.run import run_recipe
+    from ..pipeline.run import report_finished, run_recipe
     from .reporting import report_run
 
     overrides = {}
@@ -61,7 +62,10 @@ def run(
         overrides[key] = _scalar(value)
     loaded = load_recipe(recipe, size=size, overrides=overrides)
     folder = out or Path("runs") / (loaded.name + (f"-{size}" if size else ""))
-    run_recipe(loaded, recipe, folder, report_run, size=size, reuse=reuse or ())
+    if finished:
+        report_finished(loaded, folder, report_run)
+    else:
+        run_recipe(loaded, recipe, folder, report_run, size=size, reuse=reuse or ())
 
 
 @app.command("eval")

@@ -23,7 +23,7 @@ from .reuse import check_runs, taken_over
 from .sharing import SharedStages, alone
 from .stages import Workshop
 
-__all__ = ["run_recipe"]
+__all__ = ["report_finished", "run_recipe"]
 
 
 Reporter = Callable[[Workshop, Console], dict[str, Any]]
@@ -62,6 +62,40 @@ def run_recipe(
     return reported
 
 
+def report_finished(recipe: Recipe, out: Path, report: Reporter) -> dict[str, Any]:
+    """Hand to `report` what is finished of a run, with these settings, and return what it returns; no stage is run.
+
+    The report's notes name the stages that are missing; a rung that is to be compared with one of these is left out too.
+    Raises `ConfigError` where there is no run, or nothing of it is finished.
+    """
+    if not (out / "manifest.json").is_file():
+        raise ConfigError(f"{out} is no run's folder: name it with --out, or leave --finished out to start the run")
+    shop = Workshop(recipe, out)
+    folders, kept = _folders(shop), []
+    try:
+        for stage in recipe.stages:
+            against = () if stage.against is None else (stage.against,)
+            if not all(name in shop.done for name in (*stage.inputs, *against)):
+                continue
+            key, found = shop.key(stage), read_done(folders[stage.name])
+            if found is not None and found["key"] == key:
+                cost = cost_from(found["cost"])
+                shop.done[stage.name] = Done(name=stage.name, key=key, folder=folders[stage.name], cost=cost, skipped=True)
+                kept.append(stage)
+    finally:
+        shop.close()
+    missing = [stage.name for stage in recipe.stages if stage.name not in shop.done]
+    if not kept:
+        raise ConfigError(f"{out}: no stage is finished with these settings, so there is nothing to report")
+    unfinished = f"{len(missing)} of {len(recipe.stages)} stages were not finished: {', '.join(missing)}."
+    shop.recipe = recipe.model_copy(update={"stages": kept, "notes": [*recipe.notes, *([unfinished] if missing else [])]})
+    return by_first_process(lambda: _reported(shop, Console(stderr=True), report))
+
+
+def _folders(shop: Workshop) -> dict[str, Path]:
+    return {stage.name: shop.out / f"{number:02d}-{stage.name}" for number, stage in enumerate(shop.recipe.stages, 1)}
+
+
 def _check_folders(recipe: Recipe, where: str) -> None:
     """Say now, not after an hour, that a folder named in `vars` is not there."""
     for name, value in recipe.vars.items():
@@ -84,7 +118,7 @@ def _begin(recipe: Recipe, path: Path, out: Path, size: str | None, console: Con
 
 def _stages(shop: Workshop, reuse: Sequence[Path], console: Console) -> None:
     """Run or read every stage; `shop.done` ends in the recipe's order, whoever finished what and when."""
-    folders = {stage.name: shop.out / f"{number:02d}-{stage.name}" for number, stage in enumerate(shop.recipe.stages, 1)}
+    folders = _folders(shop)
     say = partial(console.print, highlight=False)
     shared = SharedStages(shop.recipe.stages, shop.out, shop.done, key=shop.key, folders=folders, say=say)
     with closing(iter(shared)) as taken:

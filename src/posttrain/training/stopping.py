@@ -57,7 +57,9 @@ def heeding_signals() -> Iterator[StopRequest]:
         yield asked
         return
     before = {number: signal.getsignal(number) for number in HEEDED}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # by whoever started it
+    before = {
+        number: handler for number, handler in before.items() if handler is not signal.SIG_IGN
+    }  # by whoever started it
 
     def restored() -> None:
         for number, handler in before.items():
