@@ -86,6 +86,27 @@ def test_merged_says_what_the_adapted_model_says() -> None:
     assert not torch.allclose(said, logits(llama()), atol=1e-2)
 
 
+def test_a_small_change_arrives_in_merged_bfloat16_weights() -> None:
+    """Rounded to the nearest, next to nothing of it would: the adapted model and the merged one would be two models."""
+    model = llama().to(torch.bfloat16)
+    before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+    adapted = add_lora(model, rank=4, alpha=8, seed=3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 1e-5)
+    layer = adapted.base_model.model.model.layers[0].mlp.up_proj
+    wanted = 2.0 * (layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()).detach()
+    merged = merge(adapted)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.up_proj.weight"
+    start, moved = before[name], dict(merged.named_parameters())[name].detach().float() - before[name]
+    assert float((moved * wanted).sum() / wanted.square().sum()) == pytest.approx(1.0, abs=0.3)
+    nearest = (start + wanted).bfloat16().float() - start
+    assert float((nearest * wanted).sum() / wanted.square().sum()) < 0.3
+    assert torch.equal(merged.model.embed_tokens.weight.float(), before["model.embed_tokens.weight"])
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
 def test_saved_loads_with_plain_peft_and_with_ours(tmp_path: Path) -> None:
     from peft import PeftModel

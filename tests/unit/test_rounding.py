@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from posttrain.models.rounding import round_into
 from posttrain.training.optimiser import Optimisation, Optimiser
-from posttrain.training.rounding import round_into
 
 
 def on_the_grid(*shape, seed=0):

@@ -21,6 +21,7 @@ from ..core.errors import ModelError, PosttrainError
 from ..core.files import disk_errors, read_json, write_json
 from . import bottleneck
 from .quiet import quiet
+from .rounding import round_into
 
 __all__ = ["Kind", "Variant", "add_ia3", "add_lora", "attach", "base_of", "is_adapter", "merge", "save_adapter", "unmerged"]
 
@@ -144,11 +145,21 @@ def unmerged(model: Any) -> str | None:
 def merge(model: Any) -> Any:
     """Return the base model with the adapter added into its weights (LoRA: W = W₀ + (α/r)·B·A). The wrapper is used up.
 
-    Raises `ModelError` for an adapter that is no change of weights.
+    Into weights of bfloat16 it is added in float32 and rounded so that small changes arrive (`rounding`). Raises
+    `ModelError` for an adapter that is no change of weights.
     """
     if kind := unmerged(model):
         raise ModelError(f"a {kind} adapter is no change of the base's weights, so it cannot be merged into them")
-    return model.merge_and_unload()
+    narrow = {id(p) for p in model.parameters() if p.dtype is torch.bfloat16}
+    if not narrow or not all(p.is_floating_point() for p in model.parameters()):  # whole numbers: 4 bits a weight
+        return model.merge_and_unload()
+    merged = model.float().merge_and_unload()
+    for parameter in merged.parameters():
+        if id(parameter) in narrow:
+            weight = torch.empty_like(parameter, dtype=torch.bfloat16)
+            round_into(weight, parameter)
+            parameter.data = weight
+    return merged
 
 
 def save_adapter(model: Any, path: Path, base_ref: str) -> None:

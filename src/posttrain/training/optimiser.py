@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TrainingError
-from .rounding import round_into
+from ..models.rounding import round_into
 from .schedule import Schedule
 from .shards import first_element, is_slice, local, slice_of, whole
 
