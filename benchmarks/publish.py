@@ -69,7 +69,7 @@ PLACES = dict.fromkeys(
         "self-taught",
     ),
     "finetuning",
-) | {"r1-zero": "rl"}  # run -> its folder below docs/results
+) | {"r1-zero": "rl", "grpo": "rl", "preference": "preference"}  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
@@ -183,7 +183,7 @@ def fill(method: str, said: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the quickstart's")
+    parser.add_argument("runs", type=Path, nargs="*", help="run folders; none: the table of benchmarks alone")
     folders = parser.parse_args().runs
     reports = {}
     for folder in folders:
@@ -215,7 +215,7 @@ def main() -> None:
     for method, findings in REPLAYED.items():
         if said := replayed(findings):
             fill(method, said)
-    print("published:", ", ".join(reports))
+    print("published:", ", ".join(reports) or "the table of benchmarks")
 
 
 if __name__ == "__main__":
