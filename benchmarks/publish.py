@@ -43,7 +43,7 @@ MEASURED = {  # method -> (run, rungs)
     "distilled": ("distillation", ["sequence"]),
     "mixed": ("domain", ["tuned-replay"]),
     "worked_examples": ("quickstart", ["sft-greedy"]),
-    "grpo": ("r1-zero", ["zero-test"]),
+    "grpo": ("grpo", ["rft-greedy", "grpo-greedy"]),
     "questions": ("r1-zero", ["zero-test"]),
     "verified_pairs": ("quickstart", ["dpo-greedy"]),
     "instructed": ("searches", ["instructed"]),
@@ -75,6 +75,7 @@ PAGES = {  # run -> what comes first
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
     "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
     "distillation": "[From a teacher that was not good enough](../results/finetuning/distillation.md). ",
+    "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "domain": "[With retention; no better than one answer to every question](../results/finetuning/domain.md). ",
 }
