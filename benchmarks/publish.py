@@ -69,7 +69,12 @@ PLACES = dict.fromkeys(
         "self-taught",
     ),
     "finetuning",
-) | {"r1-zero": "rl", "grpo": "rl", "preference": "preference", "preference-rates": "preference"}  # run -> its folder below docs/results
+) | {
+    "r1-zero": "rl",
+    "grpo": "rl",
+    "preference": "preference",
+    "preference-rates": "preference",
+}  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
