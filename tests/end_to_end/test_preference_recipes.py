@@ -57,7 +57,8 @@ def shrunk(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "rungs"), [
-    ("preference", ["sft-greedy", "best-of-8", "chosen", "dpo", "rpo", "ipo", "kto", "orpo", "simpo", "best-reward"]),
+    ("preference", ["sft-greedy", "best-of-8", "chosen", "dpo", "best-reward", "ipo", "kto", "orpo", "simpo", "rpo"]),
+    ("preference_rates", ["sft-greedy", "any-3e-6", "any-1e-5", "beginning-3e-6", "beginning-1e-5"]),
     ("online_dpo", ["sft-greedy", "dpo", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
     ("oreo", ["start", "rejection", "offline", "beam", "value-beam", "online-1"]),
@@ -69,7 +70,8 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
-    assert len(trained) == {"preference": 9, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 3}[name]
+    models = {"preference": 9, "preference_rates": 5, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 3}
+    assert len(trained) == models[name]
     if name == "rlhf":
         (ppo,) = [made for made in trained if made["method"] == "ppo"]
         assert ppo["value"]["start"]["path"].endswith("reward/checkpoint")
