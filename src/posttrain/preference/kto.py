@@ -53,6 +53,7 @@ class Kto(TrainerSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     scored: ClassVar[bool] = True  # rows keep their labels on the way here
     paper: ClassVar[str] = "Ethayarajh et al. 2024, arXiv 2402.01306"
     cost: ClassVar[str] = "6 forward passes per token, once (1 reference and 1 baseline among them); nothing per query"
