@@ -112,6 +112,7 @@ def test_what_is_finished_is_reported_and_nothing_is_run(workplace: Path) -> Non
 
 @pytest.mark.parametrize(("more", "said"), [
     (["--out", "nowhere"], "nowhere is no run's folder: name it with --out, or leave --finished out to start the run"),
+    (["--out", "whole", "--reuse", "whole"], "--finished runs nothing, so --reuse has nothing to take over"),
     (["--out", "whole", "--set", "seed=5"], "whole: no stage is finished with these settings"),
 ])  # fmt: skip
 def test_what_is_finished_of_nothing_is_one_sentence(workplace: Path, more: list[str], said: str) -> None:

@@ -157,6 +157,27 @@ def test_what_computes_something_else_is_left_alone():
     assert keep_less(Gated(silu)) == 1
 
 
+class GatedRMSNorm(torch.nn.Module):
+    """Llama's norm, unless it is given a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, x, gate=None):
+        normed = self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+        return normed if gate is None else normed * silu(gate)
+
+
+def test_a_module_that_is_given_more_than_its_input_computes_by_its_own_code():
+    norm, x, gate = GatedRMSNorm(), torch.randn(3, 8, requires_grad=True), torch.randn(3, 8)
+    expected = [norm(x, gate), norm(x, gate=gate)]
+    assert keep_less(norm) == 1
+    assert torch.equal(norm(x, gate), expected[0])
+    assert torch.equal(norm(x, gate=gate), expected[1])
+    assert not torch.equal(norm(x), expected[0])
+
+
 def test_a_dropout_inside_is_no_reason_to_leave_a_layer_alone_and_is_still_drawn():
     layer = Gated(silu)
     layer.down_proj = torch.nn.Sequential(torch.nn.Dropout(0.5), layer.down_proj)

@@ -1,11 +1,15 @@
 """Small steps reach bfloat16 weights: on average they are where their masters are, and nothing else moves."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from posttrain.models.rounding import round_into
 from posttrain.training.optimiser import Optimisation, Optimiser
+from posttrain.training.shards import first_element, slice_of
 
 
 def on_the_grid(*shape, seed=0):
@@ -60,6 +64,32 @@ def test_slices_round_as_the_whole():
     whole = rounded(master)
     first = 3 * 100_003
     assert torch.equal(rounded(master[3:].contiguous(), first), whole[3:])
+
+
+class Spread:
+    """What `shards` asks of a weight that is spread over processes."""
+
+    def __init__(self, full, rank, world):
+        self.full, self.shape, self.ndim = full, full.shape, full.ndim
+        self.device_mesh = SimpleNamespace(size=lambda: world, get_local_rank=lambda: rank)
+
+    def __len__(self):
+        return len(self.full)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("world", [2, 3, 4, 5])
+@pytest.mark.parametrize("rest", [(), (6,), (2, 3)], ids=str)
+def test_a_slice_knows_where_it_begins(rows, world, rest):
+    full = torch.arange(rows * math.prod(rest)).view(rows, *rest)
+    at = 0
+    for rank in range(world):
+        spread = Spread(full, rank, world)
+        piece = slice_of(full, spread)
+        assert first_element(spread) == at
+        assert torch.equal(full.flatten()[at : at + piece.numel()], piece.flatten())
+        at += piece.numel()
+    assert at == full.numel()
 
 
 def test_other_types_round_to_the_nearest():

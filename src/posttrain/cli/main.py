@@ -62,6 +62,8 @@ def run(
         overrides[key] = _scalar(value)
     loaded = load_recipe(recipe, size=size, overrides=overrides)
     folder = out or Path("runs") / (loaded.name + (f"-{size}" if size else ""))
+    if finished and reuse:
+        raise ConfigError("--finished runs nothing, so --reuse has nothing to take over: leave one of them out")
     if finished:
         report_finished(loaded, folder, report_run)
     else:

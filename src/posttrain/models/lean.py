@@ -84,17 +84,16 @@ class _SwiGlu(torch.autograd.Function):
         return torch.ops.aten.silu_backward(dy * up, gate), silu(gate).mul_(dy)
 
 
-def _norm_forward(self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        own: Tensor = self._own_forward(x)
+def _norm_forward(self: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    if more or named or not torch.is_grad_enabled():  # a norm that is given a gate computes something else
+        own: Tensor = self._own_forward(x, *more, **named)
         return own
     return rms_norm(x, self.weight, _epsilon(self))
 
 
-def _gated_forward(self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        own: Tensor = self._own_forward(x)
-        return own
+def _gated_forward(self: Any, x: Tensor, *more: Any, **named: Any) -> Any:
+    if more or named or not torch.is_grad_enabled():
+        return self._own_forward(x, *more, **named)
     found: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
     return found
 

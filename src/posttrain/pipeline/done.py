@@ -11,7 +11,7 @@ from ..core.errors import PosttrainError
 from ..core.files import read_json
 from ..core.types import Cost, Usage
 
-__all__ = ["Done", "cost_from", "cost_to", "read_done"]
+__all__ = ["Done", "cost_from", "cost_to", "finished_before", "read_done"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,11 @@ def cost_to(cost: Cost) -> dict[str, Any]:
 def cost_from(values: Mapping[str, Any]) -> Cost:
     """Return the cost that `cost_to` wrote."""
     return Cost(**{**values, "usage": Usage(**values["usage"])})
+
+
+def finished_before(name: str, folder: Path, found: Mapping[str, Any]) -> Done:
+    """Return the stage that a record found in its folder tells of."""
+    return Done(name=name, key=str(found["key"]), folder=folder, cost=cost_from(found["cost"]), skipped=True)
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:

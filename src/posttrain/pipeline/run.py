@@ -16,7 +16,7 @@ from rich.console import Console
 from ..core.errors import ConfigError
 from ..core.files import disk_errors, read_json, write_atomic, write_json
 from ..training.processes import by_first_process, rank_and_world
-from .done import Done, cost_from, cost_to, read_done
+from .done import Done, cost_to, finished_before, read_done
 from .manifest import describe, maker, record
 from .recipe import Recipe, StageConfig
 from .reuse import check_runs, taken_over
@@ -79,8 +79,7 @@ def report_finished(recipe: Recipe, out: Path, report: Reporter) -> dict[str, An
                 continue
             key, found = shop.key(stage), read_done(folders[stage.name])
             if found is not None and found["key"] == key:
-                cost = cost_from(found["cost"])
-                shop.done[stage.name] = Done(name=stage.name, key=key, folder=folders[stage.name], cost=cost, skipped=True)
+                shop.done[stage.name] = finished_before(stage.name, folders[stage.name], found)
                 kept.append(stage)
     finally:
         shop.close()
@@ -124,8 +123,7 @@ def _stages(shop: Workshop, reuse: Sequence[Path], console: Console) -> None:
     with closing(iter(shared)) as taken:
         for stage, key, finished in taken:
             if finished is not None:
-                cost = cost_from(finished["cost"])
-                done = Done(name=stage.name, key=key, folder=folders[stage.name], cost=cost, skipped=True)
+                done = finished_before(stage.name, folders[stage.name], finished)
             else:
                 by_first_process(partial(shared.check_inputs, stage))
                 done = _stage(shop, stage, key, folders[stage.name], reuse, console)
@@ -141,7 +139,7 @@ def _reported(shop: Workshop, console: Console, report: Reporter) -> dict[str, A
 def _stage(shop: Workshop, stage: StageConfig, key: str, folder: Path, reuse: Sequence[Path], console: Console) -> Done:
     by_first_process(lambda: _set_aside(folder, key, console))
     if found := by_first_process(lambda: _taken_over(stage.name, key, folder, [shop.out, *reuse], console)):
-        return Done(name=stage.name, key=key, folder=folder, cost=cost_from(found["cost"]), skipped=True)
+        return finished_before(stage.name, folder, found)
     by_first_process(lambda: _make_room(folder, key))
     if rank_and_world()[0] == 0:
         console.rule(f"[bold]{stage.label or stage.name}[/]", align="left")

@@ -211,9 +211,11 @@ class Optimiser:
                     round_into(local(param), master, first_element(param))
 
     def close(self) -> None:
-        """Take the hooks off the module."""
+        """Take the hooks off the module, and let go of the gradients: the module may stay to be saved and asked."""
         for hook in self._hooks:
             hook.remove()
+        for master in self.masters:
+            master.grad = None
 
     def weights(self) -> dict[str, Tensor]:
         """Return the masters by name."""
