@@ -39,3 +39,9 @@ def test_stages_are_those_of_preference(name: str, shared: list[str], preference
     folder, theirs = preference
     own = keys(name, folder)
     assert [stage for stage in own if theirs.get(stage) == own[stage]] == shared
+
+
+def test_students_begin_as_distillation_does(tmp_path: Path) -> None:
+    tiny_models.folder(tmp_path)
+    theirs, own = keys("distillation", tmp_path), keys("students", tmp_path)
+    assert [stage for stage in own if theirs.get(stage) == own[stage]] == ["first-rows", "teacher", "teacher-test"]

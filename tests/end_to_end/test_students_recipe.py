@@ -23,15 +23,15 @@ def loaded(folder: Path, **more: object) -> Recipe:
     sft = "sft:batch_size=16,epochs=1,lr=5e-4,dtype=float32"
     changes = {
         "model": str(folder / "model"), "dtype": "float32",
-        "task": "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",
         "vars.data": str(folder), "stages.mix.data.sources": "${data}/rows.jsonl",
-        "stages.sft-135m.train.method": sft,
+        "stages.teacher.train.method": sft,
         "stages.students.each": ["2", "1"],
         "stages.students.stages.cut-{each}.student": {"layers": "{each}", "hidden": 24, "heads": 2, "ff": 32},
         "stages.students.stages.distil-{each}.train.method": distil,
         "stages.students.stages.sft-{each}.train.method": sft,
+        "stages.students.stages.before-{each}.eval.max_tokens": 8,
         "stages.students.stages.tuned-{each}.eval.max_tokens": 8,
-        "stages.zero-shot.eval.max_tokens": 8, "stages.tuned-135m.eval.max_tokens": 8,
+        "stages.zero-shot.eval.max_tokens": 8, "stages.teacher-test.eval.max_tokens": 8,
     }  # fmt: skip
     return load_recipe(RECIPE, size="smoke", overrides={**changes, **more})
 
@@ -48,7 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_students_are_cut_distilled_and_tuned(folder: Path) -> None:
     out = folder / "run"
     report = run_recipe(loaded(folder), RECIPE, out, report_run, size="smoke")
-    assert [rung["name"] for rung in report["rungs"]] == ["zero-shot", "tuned-135m", "tuned-2", "tuned-1"]
+    assert [rung["name"] for rung in report["rungs"]] == ["zero-shot", "teacher-test", "before-2", "tuned-2", "before-1", "tuned-1"]
+    assert (out / "figures" / "gain_by_size.png").is_file()
+    sizes = {rung["name"]: rung["parameters"] for rung in report["rungs"]}
+    assert sizes["before-1"] == sizes["tuned-1"] < sizes["before-2"] == sizes["tuned-2"] < sizes["teacher-test"]
     for layers in (2, 1):
         cut, tuned = (next(out.glob(f"??-{name}-{layers}")) / "checkpoint" for name in ("cut", "sft"))
         assert load(tuned).shape == load(cut).shape
@@ -63,7 +66,7 @@ def test_students_are_cut_distilled_and_tuned(folder: Path) -> None:
     worked = {rung["name"]: rung["fixed"]["flops"] for rung in report["rungs"]}
     assert worked["tuned-2"] == pytest.approx(sum(cost.values()))
     again = run_recipe(loaded(folder), RECIPE, out, report_run, size="smoke")
-    assert again["rungs"][2]["accuracy"] == report["rungs"][2]["accuracy"]
+    assert [rung["accuracy"] for rung in again["rungs"]] == [rung["accuracy"] for rung in report["rungs"]]
 
 
 def test_a_wrong_size_is_told_before_anything_runs(folder: Path) -> None:

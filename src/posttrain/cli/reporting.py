@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.console import Console
 
@@ -80,11 +81,18 @@ def _rung(shop: Workshop, stage: StageConfig) -> Rung:
         strategy=stage.eval.strategy,
         model=stage.model or (stage.eval.teacher if stage.eval else None) or shop.recipe.model,
         against=stage.against,
+        parameters=_parameters(done.folder / "engine.json"),
         oracle=any(row.trace.get("oracle") for row in loaded.rows),  # a verifier that looked at the gold answers
         note=stage.note,
         task=stage.eval.task if stage.eval.task in shop.recipe.tasks else "",
         texts=[samples.texts for samples in loaded.samples] if stage.lever == "diversity" else (),
     )
+
+
+def _parameters(path: Path) -> int | None:
+    """Return the size of the model that answered; None for a server, which does not tell it."""
+    shape = read_json(path)["shape"] if path.is_file() else None
+    return None if shape is None else int(shape["parameters"])
 
 
 def _questions(shop: Workshop, rungs: list[Rung]) -> dict[str, tuple[Task, list[Example]]]:

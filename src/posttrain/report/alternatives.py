@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .words import UNIT, interval, percent, points, si
 
-__all__ = ["alt_cost", "alt_gains", "alt_ladder", "alt_retention"]
+__all__ = ["alt_cost", "alt_gains", "alt_ladder", "alt_retention", "alt_sizes"]
 
 Facts = Mapping[str, Any]
 
@@ -34,6 +34,17 @@ def alt_gains(report: Facts) -> str:
         f"{r['label']} {points(r['difference']['difference'])} {interval(r['difference']['ci95'])}" for r in shown
     )
     return f"Paired differences in percentage points with 95% intervals. {told}."
+
+
+def alt_sizes(pairs: Sequence[tuple[Facts, Facts]]) -> str:
+    """Describe what each size of model gained; `pairs` are rungs before and after."""
+    told = "; ".join(
+        f"{si(after['parameters'])} parameters: {before['label']} {percent(before['accuracy'])}, "
+        f"{after['label']} {percent(after['accuracy'])}, {points(after['difference']['difference'])} "
+        f"{interval(after['difference']['ci95'])}"
+        for before, after in pairs
+    )
+    return f"Accuracy before and after training against model size. {told}."
 
 
 def alt_retention(report: Facts) -> str:

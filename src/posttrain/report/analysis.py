@@ -139,6 +139,7 @@ def _facts(rung: Rung) -> dict[str, Any]:
         "label": rung.label,
         "lever": "oracle" if rung.oracle else rung.lever,
         "model": rung.model,
+        "parameters": rung.parameters,
         "prompt": rung.prompt,
         "strategy": rung.strategy,
         "samples": max(len(row.candidates) for row in rung.rows),

@@ -39,8 +39,10 @@ def build_report(
     from .figures import draw_all  # matplotlib takes half a second
     from .proxy_gold import draw_courses
     from .retention_figure import draw_retention
+    from .size_figure import draw_sizes
 
     drawn = [*draw_all(report, out / "figures"), *draw_retention(report, out / "figures")]
+    drawn += [*draw_sizes(report, out / "figures")]
     drawn += [*draw_alignment(report, out / "figures"), *draw_courses(report, out / "figures")]
     write_atomic(out / "report.md", _rendered("report.md.j2", report, drawn))
     write_atomic(out / "report.html", _rendered("report.html.j2", report, drawn))

@@ -30,7 +30,7 @@ class Rung:
 
     `fixed` is what had to be paid once (training, search, sampling of labels), `seconds` the wall-clock time of the
     evaluation, `against` the name of the rung it is compared with (default: the first of its task), `texts` the replies to
-    each example where the report looks at them.
+    each example where the report looks at them, `parameters` the size of the model that answered, where it is known.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Rung:
     prompt: str = ""
     strategy: str = ""
     model: str = ""
+    parameters: int | None = None
     oracle: bool = False
     against: str | None = None
     note: str = ""
