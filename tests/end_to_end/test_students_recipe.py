@@ -48,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_students_are_cut_distilled_and_tuned(folder: Path) -> None:
     out = folder / "run"
     report = run_recipe(loaded(folder), RECIPE, out, report_run, size="smoke")
-    assert [rung["name"] for rung in report["rungs"]] == ["zero-shot", "teacher-test", "before-2", "tuned-2", "before-1", "tuned-1"]
+    order = ["zero-shot", "teacher-test", "before-2", "tuned-2", "before-1", "tuned-1"]
+    assert [rung["name"] for rung in report["rungs"]] == order
     assert (out / "figures" / "gain_by_size.png").is_file()
     sizes = {rung["name"]: rung["parameters"] for rung in report["rungs"]}
     assert sizes["before-1"] == sizes["tuned-1"] < sizes["before-2"] == sizes["tuned-2"] < sizes["teacher-test"]
