@@ -131,14 +131,21 @@ def test_packed_equals_plain_in_float64():
         torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-10, atol=1e-10)
 
 
-def test_long_groups_take_the_other_attention_and_agree(monkeypatch):
-    forward = Forward(model(CONFIGS["mistral_window"]))
+@pytest.mark.parametrize("name", ["llama", "mistral_window"])
+def test_blocks_of_queries_agree_however_large_they_are(name, monkeypatch):
+    forward = Forward(model(CONFIGS[name]))
     values, gradients = values_and_gradients(forward, pack(GROUPS))
-    monkeypatch.setattr("posttrain.models.sharing.LONG", 0)
-    others, other_gradients = values_and_gradients(forward, pack(GROUPS))
-    torch.testing.assert_close(values, others, rtol=1e-4, atol=1e-4)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-3, atol=1e-4)
+
+    def agrees() -> None:
+        others, other_gradients = values_and_gradients(forward, pack(GROUPS))
+        torch.testing.assert_close(values, others, rtol=1e-4, atol=1e-4)
+        for parameter, gradient in gradients.items():
+            torch.testing.assert_close(gradient, other_gradients[parameter], rtol=1e-3, atol=1e-4)
+
+    monkeypatch.setattr("posttrain.models.blocked_attention.ROWS", 4)  # several blocks a branch, several branches a block
+    agrees()
+    monkeypatch.setattr("posttrain.models.sharing.LONG", 0)  # probabilities are computed again
+    agrees()
 
 
 def test_a_branch_does_not_see_its_sibling():

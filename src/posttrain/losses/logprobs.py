@@ -144,16 +144,16 @@ def _logps_and_dz(
     for at in range(0, len(raw_NV), max(rows, 1)):
         part, y = raw_NV[at : at + rows], targets_N[at : at + rows, None]
         z = adjust(part, scale, softcap)
-        z_y, lse = z.gather(1, y), z.logsumexp(1, keepdim=True)
-        logps.append((z_y - lse)[:, 0])
+        p = z.softmax(1)  # one kernel; the sum of exponentials is read off the largest: log Σ exp z = max z − log max p
+        lse = z.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
+        logps.append((z.gather(1, y) - lse)[:, 0])
         if g_N is None:
             continue
         g = g_N[at : at + rows, None].to(z.dtype)
-        slope = None if softcap is None else 1 - (z / softcap).square_()  # d cap·tanh(x/cap) / dx
-        dz = z.sub_(lse).exp_().mul_(-g)
+        dz = p.mul_(-g)
         dz.scatter_add_(1, y, g)
-        if slope is not None:
-            dz.mul_(slope)
+        if softcap is not None:
+            dz.mul_(1 - (z / softcap).square_())  # d cap·tanh(x/cap) / dx
         part.copy_(dz.mul_(scale) if scale != 1.0 else dz)
     return torch.cat(logps), raw_NV
 

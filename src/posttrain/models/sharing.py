@@ -6,8 +6,8 @@ prefix; a token sees the prefix, and what stands before it in its own branch. Ke
 gradients from every branch. Everything but attention is per token, so values and gradients equal those of the plain
 forward, up to rounding. The idea: "Accelerating DPO with prefix sharing", 2410.20305.
 
-Attention runs group by group through transformers' `AttentionInterface`, with keys and values never repeated over the
-query heads that share them, scores and softmax in at least float32.
+Attention runs group by group through transformers' `AttentionInterface`, scores and softmax in at least float32; on a
+processor in blocks that leave out what no query of them sees (`blocked_attention`).
 
 Shapes: B = 1 row, T packed tokens, L tokens of one group, H query heads, K key-value heads, D head size.
 """
@@ -24,13 +24,14 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..core.types import ModelShape
+from .blocked_attention import Block, attend, blocks_of, pairs
 from .collate import Batch, TokenSequence, trained_positions
 
 __all__ = ["Layout", "pack", "packed_attention", "share_opening", "shared_prefix"]
 
 IMPLEMENTATION = "posttrain_packed"
 ATTENTION_PRICE = 3.0  # seconds per operation of small attention products against large linear ones, on a processor
-LONG = 1024  # tokens of a group above which scores are not kept for the backward pass
+LONG = 1 << 20  # query-key pairs of a group above which probabilities are not kept for the backward pass: 2 MB a head
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Layout:
 
     groups: tuple[Group, ...]
     _masks: dict[Any, Tensor] = field(default_factory=dict)
+    _blocks: dict[Any, tuple[Block, ...]] = field(default_factory=dict)
 
     def visible(self, group: Group, window: int | None, device: torch.device) -> Tensor:
         """Return which keys each query of a group sees: `mask_LL`, True where it does."""
@@ -74,6 +76,13 @@ class Layout:
             self._masks[key] = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
         return self._masks[key]
 
+    def blocks(self, group: Group, window: int | None) -> tuple[Block, ...]:
+        """Return the blocks that a group's attention is computed in on a processor."""
+        key = (group.prefix, group.branches, window)
+        if key not in self._blocks:
+            self._blocks[key] = blocks_of(*key)
+        return self._blocks[key]
+
 
 def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
     """Return how many leading token ids all the sequences of a group have in common; 0 for a group of one."""
@@ -90,9 +99,9 @@ def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
 def share_opening(sequences: Sequence[TokenSequence], shape: ModelShape) -> list[list[TokenSequence]]:
     """Cut unrelated sequences into groups that compute their common opening (system prompt, instruction) once.
 
-    A group of g sequences with p common tokens saves p (g - 1) tokens of matrix products, and its attention, dense over
-    the whole group, costs more the longer it is: the size with the fewest operations is taken, attention's counted
-    `ATTENTION_PRICE` times because they run slower than large products.
+    A group of g sequences with p common tokens saves p (g - 1) tokens of matrix products. Its attention is dense over the
+    whole group where no blocks are left out (not on a processor), and costs more the longer it is: the size with the
+    fewest operations is taken, attention's counted `ATTENTION_PRICE` times because they run slower than large products.
     """
     prefix = shared_prefix(sequences)
     if not prefix:
@@ -181,10 +190,11 @@ def _attend(
         q, k, v = query[0, :, at], key[0, :, at], value[0, :, at]
         if softcap is not None or dropout:
             mixed = _attention_by_autograd(q, k, v, layout.bias(group, sliding_window, q.device), scale, softcap, dropout)
-        elif group.length > LONG or q.device.type != "cpu":
+        elif q.device.type != "cpu":
             mixed = _attention_by_sdpa(q, k, v, layout.visible(group, sliding_window, q.device), scale)
         else:
-            mixed = _GroupedAttention.apply(q, k, v, layout.bias(group, sliding_window, q.device), scale)  # type: ignore[no-untyped-call]
+            blocks = layout.blocks(group, sliding_window)
+            mixed = attend(q, k, v, blocks, scale, keep=pairs(blocks) <= LONG)
         out.append(mixed.transpose(0, 1))
     return torch.cat(out)[None], None
 
@@ -216,36 +226,3 @@ def _attention_by_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: 
     k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
     mixed = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible, scale=scale)
     return mixed[0]
-
-
-class _GroupedAttention(torch.autograd.Function):
-    """Attention of one group on the CPU, query heads that share keys multiplied as one matrix.
-
-    Two to four times as fast as PyTorch's flash kernel at some hundred tokens, where that one repeats keys and values.
-    Only the probabilities are kept, in the input's type. Backward: dS = P ∘ (dP − rowsum(dP ∘ P)).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q, k, v, bias, scale):  # type: ignore[no-untyped-def]
-        (H, L, D), K = q.shape, k.shape[0]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q = q.reshape(K, H // K * L, D)
-        scores = torch.bmm(q.to(wide), k.to(wide).transpose(1, 2)).mul_(scale)
-        p = scores.view(H, L, L).add_(bias).softmax(-1).to(q.dtype).view(K, H // K * L, L)
-        ctx.save_for_backward(q, k, v, p)
-        ctx.scale = scale
-        return torch.bmm(p, v).view(H, L, D)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out):  # type: ignore[no-untyped-def]
-        q, k, v, p = ctx.saved_tensors
-        (K, rows, D), L = q.shape, k.shape[1]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        d_out = d_out.reshape(K, rows, D)
-        dv = torch.bmm(p.transpose(1, 2), d_out)
-        dp, p = torch.bmm(d_out.to(wide), v.to(wide).transpose(1, 2)), p.to(wide)
-        ds = dp.sub_((dp * p).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scale).to(q.dtype)
-        dq = torch.bmm(ds, k).view(K * rows // L, L, D)
-        dk = torch.bmm(ds.transpose(1, 2), q)
-        return dq, dk, dv, None, None

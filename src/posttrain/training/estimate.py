@@ -26,7 +26,7 @@ __all__ = ["Estimate", "Sizes", "advice", "estimate", "free_memory", "measure", 
 
 SHORT, LONG = 32, 256  # tokens of the two sequences that are measured
 _OVERHEAD = 0.25  # of a process on a processor: the libraries' workspace, and freed memory that it keeps in pieces
-_DENSE = 1024  # tokens that one attention matrix covers at most where it is kept (models.sharing.LONG)
+_DENSE = 1024  # tokens that one attention matrix covers at most where it is kept (models.sharing.LONG is its square)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
