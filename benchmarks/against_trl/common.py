@@ -50,8 +50,9 @@ def search(settings: Iterable[tuple[int, str, Mapping[str, Any]]], unit: str) ->
     for device_batch, attention, base in settings:
         job = {**base, "side": "trl", "device_batch": device_batch, "attention": attention}
         if found := run(job):
-            searched.append({"device_batch": device_batch, "attention": attention, **found})
-            show(f"TRL batch {device_batch} {attention}", found, unit)
+            how = {"autocast": True} if base.get("autocast") else {}
+            searched.append({"device_batch": device_batch, "attention": attention, **how, **found})
+            show(f"TRL batch {device_batch} {attention}{' float32, autocast' if how else ''}", found, unit)
     if not searched:
         sys.exit("TRL failed at every setting of the search: there is nothing to compare with")
     return searched

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import Found, finalists_of, in_rounds, ratios, read, run, search, setting_of, show, winner_of, write
+from .common import Found, finalists_of, in_rounds, ratios, read, search, setting_of, winner_of, write
 
 
 def rows_of(mode: str, path: Path, count: int) -> list[dict[str, str]]:
@@ -184,39 +184,42 @@ def compare(args: argparse.Namespace) -> None:
         "mode": args.mode, "data": str(args.data.resolve()), "model": args.model, "batch": args.batch, "steps": args.steps,
         "threads": args.threads, "dtype": args.dtype, "defaults": False,
     }  # fmt: skip
+    half = {**base, "batch": max(1, args.batch // 2), "steps": 2}
     batches = [b for b in ((1, 2) if args.quick else (1, 2, 4, 8)) if args.batch % b == 0]
     attentions = ("eager",) if args.quick else ("eager", "sdpa")
-    searched = search(
-        (
-            (device_batch, attention, {**base, "batch": max(device_batch, args.batch // 2), "steps": 2})
-            for device_batch in batches
-            for attention in attentions
-        ),
-        unit,
-    )
-    finalists = finalists_of(searched, unit, quick=args.quick)
+    searched = search(((b, a, {**half, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
     sides: dict[str, dict[str, Any]] = {"posttrain": {**base, "side": "posttrain"}}
-    sides |= {f"trl_{i + 1}": {**base, "side": "trl", **setting_of(entry)} for i, entry in enumerate(finalists)}
+    finalists = finalists_of(searched, unit, quick=args.quick)
+    best_of = [f"trl_{i + 1}" for i in range(len(finalists))]
+    sides |= {name: {**base, "side": "trl", **setting_of(entry)} for name, entry in zip(best_of, finalists, strict=True)}
+    if not args.quick:
+        if args.dtype != "float32":  # the weights and moments that the optimiser sees are float32 with us
+            wide = {**half, "dtype": "float32", "autocast": True}
+            found = search(((b, a, wide) for b in batches[:2] for a in attentions), unit)
+            searched += found
+            sides["trl_equal_types"] = {**base, "side": "trl", **wide, "batch": args.batch, "steps": args.steps}
+            sides["trl_equal_types"] |= setting_of(finalists_of(found, unit, quick=True)[0])
+        at_once = [entry for entry in searched if entry["device_batch"] == args.batch]
+        if at_once:
+            sides["trl_at_once"] = {**base, "side": "trl", **setting_of(finalists_of(at_once, unit, quick=True)[0])}
+        if args.batch % 8 == 0:
+            sides["trl_defaults"] = {**base, "side": "trl", "device_batch": 8, "attention": "sdpa", "defaults": True}
+    sides["limit_without_logits"] = {**base, "side": "limit"}
     rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
-    winner = winner_of(rounds, unit)
+    winner = winner_of({name: rounds[name] for name in best_of}, unit)
     best = sides[winner]
-    others = {name: rounds.pop(name) for name in list(rounds) if name not in ("posttrain", winner)}
     rounds["trl_best"] = rounds.pop(winner)
-    extra: dict[str, Any] = {"trl_other_finalists": others} if others else {}
-    for name, change in (
-        ("limit_without_logits", {"side": "limit"}),
-        ("trl_float32_weights_autocast", {**best, "autocast": True, "steps": 2}),
-        ("trl_defaults", {"side": "trl", "device_batch": 8, "attention": "sdpa", "defaults": True, "steps": 2}),
-    ):
-        if (name == "limit_without_logits" or (args.batch % 8 == 0 and not args.quick)) and (
-            found := run({**base, **change})
-        ):
-            extra[name] = found
-            show(name, found, unit)
-    summary = ratios(rounds["posttrain"], rounds["trl_best"], {"speed_ratio": unit, "memory_ratio": "peak_gb"})
-    low, high = summary["speed_ratio_range"]
-    print(
-        f"{args.mode}: posttrain / TRL's best (batch {best['device_batch']}, {best['attention']}): speed "
-        f"{summary['speed_ratio']:.2f} [{low:.2f}, {high:.2f}], peak memory {summary['memory_ratio']:.2f}"
-    )
-    write(args, unit, summary, rounds, extra, searched, {})
+    measures = {"speed_ratio": unit, "memory_ratio": "peak_gb"}
+    summary = ratios(rounds["posttrain"], rounds["trl_best"], measures)
+    for name in ("trl_equal_types", "trl_at_once", "trl_defaults"):
+        if rounds.get(name):
+            summary[name] = ratios(rounds["posttrain"], rounds[name], measures)
+    if rounds["limit_without_logits"]:
+        summary["of_the_limit"] = ratios(rounds["posttrain"], rounds["limit_without_logits"], {"speed_ratio": unit})
+    print(f"{args.mode}: TRL's best is batch {best['device_batch']}, {best['attention']}")
+    for name, told in {"trl_best": summary, **{n: t for n, t in summary.items() if isinstance(t, dict)}}.items():
+        low, high = told["speed_ratio_range"]
+        memory = f", peak memory {told['memory_ratio']:.2f}" if "memory_ratio" in told else ""
+        print(f"  posttrain / {name:20} speed {told['speed_ratio']:.2f} [{low:.2f}, {high:.2f}]{memory}")
+    settings = {name: setting_of(side) for name, side in sides.items() if side["side"] == "trl"}
+    write(args, unit, summary, rounds, {}, searched, {"trl_best": setting_of(best), **settings})
