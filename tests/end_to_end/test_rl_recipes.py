@@ -29,7 +29,7 @@ def shrunk(name: str, folder: Path) -> Path:
     recipe |= {"model": str(folder / "model"), "dtype": "float32", "examples": {"test": 2, "validation": 4, "train": 12}}
     recipe["task"] = "reasoning_gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"
     recipe["vars"] = {**recipe.get("vars", {}), "data": str(folder)}
-    recipe["vars"] |= {"form": "instructed:text='Think.'"}
+    recipe["vars"] |= {"form": "instructed:text='Think.'", "worked": 6}
     if "rl" in recipe["vars"]:
         recipe["vars"]["rl"] = "group=4,batch_size=2,lr=1e-3,rollout_tokens=4"
     for stage in recipe["stages"]:
