@@ -1,6 +1,7 @@
 """The recipes of online RL on a tiny model, all but the judging: a random model answers nothing right."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,16 +33,19 @@ def shrunk(name: str, folder: Path) -> Path:
     recipe["vars"] |= {"form": "instructed:text='Think.'", "worked": 6}
     if "rl" in recipe["vars"]:
         recipe["vars"]["rl"] = "group=4,batch_size=2,lr=1e-3,rollout_tokens=4"
-    for stage in recipe["stages"]:
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_models.preferences(6)))
+    for stage in (one for item in recipe["stages"] for one in item.get("stages", [item])):
         maker = str(stage.get("data", {}).get("maker"))
         if "eval" in stage:
             stage["eval"] |= {"max_tokens": 4, **({"limit": 4} if "limit" in stage["eval"] else {})}
             for count in ("n=8", "n=4"):
                 stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace(count, "n=2")
         if maker.startswith("worked_examples"):
-            stage["data"]["maker"] = maker.replace("n=800", "n=6").replace("n=400", "n=6")
+            stage["data"]["maker"] = re.sub(r"n=(800|400|\{each\})", "n=6", maker)
         if maker.startswith("verified_traces"):
             stage["data"] = {"file": str(folder / "traces.jsonl")}
+        if maker.startswith("verified_pairs"):
+            stage["data"] = {"file": str(folder / "pairs.jsonl")}
         if maker.startswith("questions"):
             stage["data"].pop("from", None)
             stage["data"]["maker"] = maker.replace("lowest=0.1,highest=0.9", "n=4")
@@ -62,6 +66,12 @@ def shrunk(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "rungs", "online"), [
     ("grpo", ["sft-greedy", "rft-greedy", "grpo-greedy", "dapo-greedy", "rloo-greedy"], ["grpo", "dapo", "rloo"]),
+    ("early", ["sft-greedy", "grpo-greedy", "dpo", "rft-greedy", "best-of-8"], ["grpo"]),
+    (
+        "starts",
+        ["start-100", "dpo-100", "grpo-100", "start-300", "dpo-300", "grpo-300", "dpo-faster"],
+        ["train-grpo-100", "train-grpo-300"],
+    ),
     ("r1_zero", ["start", "zero-test"], ["zero"]),
     ("r1", ["start", "cold-test", "rl-1-test", "sft-test", "rl-2-test", "student-test"], ["rl-1", "rl-2"]),
 ])  # fmt: skip
