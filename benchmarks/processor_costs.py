@@ -5,7 +5,7 @@
 Linear layers: all those of the model once, with weights packed at every call (PyTorch's own way) or packed once. Helpers:
 a decode step in a thread of its own while another thread's OpenMP helpers are idle, or after they have been released.
 Sinks: forward and backward of one optimiser step's rows, with the gradients of embedding and head made by autograd, or
-added where they are summed.
+added where they are summed. Attention: forward and backward of a layer's, all of a group at once, or in blocks of queries.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from posttrain.engines.local.runner import Runner
 from posttrain.engines.local.runs import Run
 from posttrain.engines.local.threads import release_helpers
 from posttrain.finetuning.sft import encode_row
+from posttrain.models.blocked_attention import Block, attend, blocks_of
 from posttrain.models.forward import Forward
 from posttrain.models.load import load
 from posttrain.training.optimiser import Optimisation, Optimiser
@@ -106,6 +107,30 @@ def training(model: Any, tokenizer: Any, rows: list[dict[str, str]], rounds: int
     return found
 
 
+def attention(config: Any, rounds: int) -> dict[str, Any]:
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    size, found = config.hidden_size // heads, {}
+    for prefix, branches in ((0, (128,)), (0, (430,)), (0, (1000,)), (100, (128,) * 8)):
+        length, blocks = prefix + sum(branches), blocks_of(prefix, branches, None)
+        bias = torch.full((length, length), float("-inf"))
+        for block in blocks:
+            bias[block.start : block.end, : block.prefix] = block.bias_nm[:, : block.prefix]
+            bias[block.start : block.end, block.first : block.end] = block.bias_nm[:, block.prefix :]
+        shapes = ((heads, length, size), (keys, length, size), (keys, length, size))
+        given = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+        upstream = torch.randn(shapes[0], dtype=torch.bfloat16)
+
+        def layer(blocks: tuple[Block, ...], given: list[torch.Tensor] = given, upstream: torch.Tensor = upstream) -> None:
+            q, k, v = given
+            torch.autograd.grad(attend(q, k, v, blocks, q.shape[-1] ** -0.5), given, upstream)
+
+        whole = (Block(0, length, 0, 0, bias),)
+        name = f"{length} tokens" if not prefix else f"a prompt of {prefix} with {len(branches)} replies of {branches[0]}"
+        sides = {"all at once": lambda b=whole, f=layer: f(b), "in blocks": lambda b=blocks, f=layer: f(b)}
+        found[name] = compared(sides, 4 * rounds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -120,6 +145,7 @@ def main() -> None:
         "forward and backward of 8 rows, gradients of embedding and head": training(
             loaded.model, loaded.tokenizer, rows, args.rounds
         ),
+        "attention of a layer, forward and backward": attention(loaded.model.config, args.rounds),
     }
     report = {**facts(args), "command": f"python benchmarks/processor_costs.py --rounds {args.rounds}", "results": found}
     path = Path(__file__).parent / "results" / "processor_costs.json"
