@@ -21,6 +21,7 @@ FIGURES = {
     "ladder": "Accuracy of every rung with its 95% interval",
     "accuracy_by_cost": "Accuracy against cost per query",
     "gains": "What each lever gained, with 95% intervals",
+    "gain_by_size": "Accuracy before and after training, by model size",
     "retention": "Each general task before and after, with 95% intervals",
     "win_rates": "How often each side's replies are preferred, with 95% intervals",
     "objectives": "Several objectives at once",
@@ -68,6 +69,7 @@ PLACES = dict.fromkeys(
         "instruction-tuning",
         "preference-sft",
         "self-taught",
+        "students",
     ),
     "finetuning",
 ) | {
@@ -75,6 +77,8 @@ PLACES = dict.fromkeys(
     "grpo": "rl",
     "preference": "preference",
     "preference-rates": "preference",
+    "starts": "preference",
+    "early": "preference",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
@@ -154,12 +158,15 @@ def speed() -> str:
             unit += "" if path == whole else " (quick: one round, small search)"
             found = json.loads(path.read_text())
             summary, hardware = found["summary"], found["hardware"]
-            low, high = summary["speed_ratio_range"]
-            lines.append(
-                f"| {unit}, bf16; peak memory {summary['memory_ratio']:.2f}× | TRL {found['versions']['trl']} | "
-                f"{summary['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | "
-                f"{hardware['processor']}, {hardware['threads']} threads |"
-            )
+            peers = {"": summary, " with float32 weights and moments, autocast": summary.get("trl_equal_types")}
+            for words, told in peers.items():
+                if told is not None:
+                    low, high = told["speed_ratio_range"]
+                    lines.append(
+                        f"| {unit}, bf16; peak memory {told['memory_ratio']:.2f}× | TRL {found['versions']['trl']}{words} | "
+                        f"{told['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | "
+                        f"{hardware['processor']}, {hardware['threads']} threads |"
+                    )
     return "\n".join(lines) + "\n\nThe files in `benchmarks/results/` name the settings, versions and commit."
 
 
