@@ -52,7 +52,7 @@ def search(settings: Iterable[tuple[int, str, Mapping[str, Any]]], unit: str) ->
         if found := run(job):
             how = {"autocast": True} if base.get("autocast") else {}
             searched.append({"device_batch": device_batch, "attention": attention, **how, **found})
-            show(f"TRL batch {device_batch} {attention}{' float32, autocast' if how else ''}", found, unit)
+            show(f"TRL batch {device_batch} {attention}{', types as wide' if how else ''}", found, unit)
     if not searched:
         sys.exit("TRL failed at every setting of the search: there is nothing to compare with")
     return searched

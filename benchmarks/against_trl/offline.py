@@ -185,7 +185,7 @@ def compare(args: argparse.Namespace) -> None:
         "threads": args.threads, "dtype": args.dtype, "defaults": False,
     }  # fmt: skip
     half = {**base, "batch": max(1, args.batch // 2), "steps": 2}
-    batches = [b for b in ((1, 2) if args.quick else (1, 2, 4, 8)) if args.batch % b == 0]
+    batches = [b for b in ((1, 2) if args.quick else (1, 2, 8)) if args.batch % b == 0]
     attentions = ("eager",) if args.quick else ("eager", "sdpa")
     searched = search(((b, a, {**half, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
     sides: dict[str, dict[str, Any]] = {"posttrain": {**base, "side": "posttrain"}}
@@ -193,17 +193,17 @@ def compare(args: argparse.Namespace) -> None:
     best_of = [f"trl_{i + 1}" for i in range(len(finalists))]
     sides |= {name: {**base, "side": "trl", **setting_of(entry)} for name, entry in zip(best_of, finalists, strict=True)}
     if not args.quick:
-        if args.dtype != "float32":  # the weights and moments that the optimiser sees are float32 with us
-            wide = {**half, "dtype": "float32", "autocast": True}
-            found = search(((b, a, wide) for b in batches[:2] for a in attentions), unit)
-            searched += found
-            sides["trl_equal_types"] = {**base, "side": "trl", **wide, "batch": args.batch, "steps": args.steps}
-            sides["trl_equal_types"] |= setting_of(finalists_of(found, unit, quick=True)[0])
-        at_once = [entry for entry in searched if entry["device_batch"] == args.batch]
+        wide = {**half, "dtype": "float32", "autocast": args.dtype != "float32"}  # what the optimiser sees with us
+        found = search(((b, a, {**wide, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
+        searched += found
+        same = {**base, "side": "trl", **{name: wide[name] for name in ("dtype", "autocast")}}
+        sides["trl_equal_types"] = {**same, **setting_of(finalists_of(found, unit, quick=True)[0])}
+        at_once = [entry for entry in found if entry["device_batch"] == args.batch]
         if at_once:
-            sides["trl_at_once"] = {**base, "side": "trl", **setting_of(finalists_of(at_once, unit, quick=True)[0])}
+            sides["trl_at_once"] = {**same, "steps": 2, **setting_of(finalists_of(at_once, unit, quick=True)[0])}
         if args.batch % 8 == 0:
-            sides["trl_defaults"] = {**base, "side": "trl", "device_batch": 8, "attention": "sdpa", "defaults": True}
+            defaults = {"device_batch": 8, "attention": "sdpa", "defaults": True, "dtype": "float32"}
+            sides["trl_defaults"] = {**base, "side": "trl", "steps": 2, **defaults}
     sides["limit_without_logits"] = {**base, "side": "limit"}
     rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
     winner = winner_of({name: rounds[name] for name in best_of}, unit)
