@@ -14,7 +14,7 @@ import torch
 from ...core.errors import ConfigError, ContextOverflowError, ModelError
 from ...core.protocols import Watch
 from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling
-from ...data.chat import render_prompt
+from ...data.chat import end_ids, render_prompt
 from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Request, ScoreRequest, decode_text
@@ -66,7 +66,7 @@ class LocalEngine:
         if not known:
             raise ModelError("this model's configuration does not say how long its context is; pass max_context")
         self._context = min(known)
-        self._end_ids = _end_ids(model, tokenizer)
+        self._end_ids = end_ids(model, tokenizer)
         self._scheduler = Scheduler(
             self._runner,
             tokenizer,
@@ -255,13 +255,6 @@ def _settler(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> Ca
             future.set_result(result)
 
     return lambda result: _call_in(loop, lambda: settle(result))
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a turn: those of the generation configuration and of the tokenizer."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
 def _memory(device: torch.device) -> int:
