@@ -75,7 +75,7 @@ class OpenAIEngine:
 
     @property
     def fingerprint(self) -> str:
-        """The URL, the model's name, also as the server gives it, the settings that change what is generated, and weights."""
+        """The URL, the model's name, also as the server gives it, settings that change what is generated, and weights."""
         parts = ["openai", self._transport.url, self._model, self._features.served, str(self._server.version), self._weights]
         parts.append("together" if self._server.together else "")
         if self._server.more:
