@@ -1,20 +1,27 @@
 """Rollouts from a server: whose weights they are of, what is trained of them, resume, overlap, several processes, errors."""
 
 import json
+import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from policy_server import PolicyServer, policy_server
-from tiny_models import ending_folder, plain_folder
+from tiny_models import ending_folder, plain_folder, tokenizer
 from training_runs import killed_after, metrics, same, two_processes, weights
 
 from posttrain.core.errors import ConfigError, PosttrainError, ServerError, TrainingError
-from posttrain.core.types import Checkpoint
+from posttrain.core.types import Checkpoint, Message
+from posttrain.data.chat import render_prompt
+from posttrain.engines.openai import open_server, read_server
+from posttrain.models.load import load
 from posttrain.preference.grpo import Grpo
 from posttrain.preference.ppo import Ppo
+from posttrain.training.batching import step_rows
+from posttrain.training.step import Learner
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT calling transformers
@@ -110,14 +117,64 @@ def test_ahead_is_one_step_behind_in_its_weights_and_weighs_for_it(start, tmp_pa
 
 
 def test_rollouts_are_drawn_while_the_step_trains(start, tmp_path, monkeypatch):
-    from posttrain.preference._rollout_server import RolloutServer
+    """Here a step's update waits until the server has answered for the next step: drawn afterwards, it never would."""
+    update = Learner.update
+    samples = [12, 12, 4]  # of each step: three, three and one row
 
-    under_way = []
-    begin = RolloutServer._begin
-    monkeypatch.setattr(RolloutServer, "_begin", lambda self, ask, step: under_way.append(step) or begin(self, ask, step))
+    def patient(self, items, *, step, lr):
+        until = time.monotonic() + 60
+        while len(server.asked) < sum(samples[: step + 2]) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(server.asked) == sum(samples[: step + 2])
+        return update(self, items, step=step, lr=lr)
+
+    monkeypatch.setattr(Learner, "update", patient)
     with policy_server(start=start.path) as server:
-        of(AHEAD, server)(start, ROWS, tmp_path, seed=3)
-    assert under_way == [1, 2, 3, 4, 5]
+        of(replace(AHEAD, epochs=1), server)(start, ROWS, tmp_path, seed=3)
+
+
+def test_a_step_ahead_is_worked_out_by_transformers_alone(start, tmp_path):
+    """The second step: samples of W₀, trained from W₁ with the gradient Σ c A min(π₁ / μ₀, 2) ∇log π₁."""
+    method = replace(AHEAD, batch_size=7, save_every=1)
+    with policy_server(start=start.path) as server:
+        whole = of(method, server)
+        killed_after(lambda: whole(start, ROWS, tmp_path / "cut", seed=3), 2)
+        first = replace(whole, epochs=1)(start, ROWS, tmp_path / "first", seed=3)
+    drawn = json.loads((tmp_path / "cut" / "state" / "step-00000001" / "facts.json").read_text())["fresh"]["drawn"]
+    known, net = tokenizer(), load(first.path, dtype="float32").model
+    loss, weighed = torch.zeros((), dtype=torch.double), []
+    for row, each in zip(step_rows(1, rows=7, batch_size=7, seed=3), drawn, strict=True):
+        rewards = torch.tensor([float(bool(re.search("[a-m]", said["text"]))) for said in each]).double()
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+        asked = render_prompt(known, [Message(role="user", content=ROWS[row]["prompt"])])
+        for said, advantage in zip(each, advantages, strict=True):
+            ends = [] if said["end_token"] is None else [said["end_token"]]
+            new = [*said["tokens"], *ends]
+            sampler = torch.tensor([*said["logprobs"], *([said["end_logprob"]] if ends else [])]).double()
+            logits = net(torch.tensor([[*asked, *new]])).logits[0, len(asked) - 1 : -1].double()
+            logps = logits.log_softmax(-1).gather(1, torch.tensor(new)[:, None])[:, 0]
+            weight = (logps.detach() - sampler).exp().clamp(max=2.0)
+            weighed += weight.tolist()
+            loss = loss - advantage * (weight * logps).mean() / 28
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
+    assert max(weighed) == 2.0 > min(weighed)
+    assert metrics(tmp_path / "cut")[1]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_fingerprint_names_the_weights(start):
+    with policy_server(start=start.path) as server:
+        engine = open_server(read_server(server.ref()))
+        assert "update" in engine.can
+        before = engine.fingerprint
+        engine.update_from(start.path)
+        assert engine.fingerprint == f"{before}:{start.path.name}"
+        fixed = open_server(read_server(f"openai:url={server.url}"))
+        assert "update" not in fixed.can
+        with pytest.raises(ConfigError, match="how does the server take new weights"):
+            fixed.update_from(start.path)
+    with pytest.raises(ServerError, match="no server answers"):
+        engine.update_from(start.path)
 
 
 def test_what_cannot_be_told_is_left_out_and_counted(start, tmp_path):

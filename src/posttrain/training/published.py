@@ -35,7 +35,7 @@ def publish(model: Any, tokenizer: Any, out: Path, *, step: int, end: int | None
         try:
             aside.mkdir(parents=True)
             base, weights = merged_state(model)
-            save_model(base, tokenizer, aside, weights=weights)
+            save_model(base, tokenizer, aside, weights=None if base is model else weights)
             ends = sorted(end_ids(model, tokenizer)) if end is None else end
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
             neutral = GenerationConfig(
