@@ -194,6 +194,15 @@ def test_what_cannot_be_told_is_left_out_and_counted(start, tmp_path):
             of(every, server)(babbling, ROWS, tmp_path / "none", seed=3)
 
 
+def test_more_is_asked_of_the_same_weights_within_a_step(start, tmp_path):
+    more = replace(BASE, resample=2, group=2, epochs=1)
+    with policy_server(start=start.path) as server:
+        of(more, server)(start, ROWS, tmp_path, seed=3)
+        assert steps_asked(server) == [0, 1, 2]
+        assert len(server.asked) == 2 * sum(row["asked"] for row in metrics(tmp_path)) > 2 * 7
+    assert max(apart(tmp_path)) < 1e-5
+
+
 @pytest.mark.slow
 def test_two_processes_follow_the_trajectory_of_one(start, tmp_path):
     with policy_server(start=start.path) as server:
