@@ -75,11 +75,12 @@ def test_named_tokens_must_be_those_that_the_text_is_read_as(tokenizer, reader):
     for last in ("<end>", "<stop>", ""):
         found = reader.read(said("abcx"), entries("abc", "x", last), HOT, 3)
         assert (found.tokens, found.guessed, found.end_logprob) == (read, False, -3.0)
-        assert tokenizer.decode([found.end_token]) == (last or "<end>") or last == ""
+        assert tokenizer.decode([found.end_token]) == (last or "<end>")  # a nameless one is the template's
     without = reader.read(said("abcx"), entries("abc", "x"), HOT, 3)  # of the end nothing is said
     assert (without.tokens, without.logprobs, without.end_logprob, without.guessed) == (read, (-1.0, -2.0), None, False)
     assert reader.read(said("abcx"), entries("ab", "cx"), HOT, 3).guessed  # as many, but others
     assert reader.read(said("abcx"), entries("a", "bc", "x"), HOT, 4).guessed
+    assert reader.read(said("abcx"), entries("abc", "x", "y"), HOT, 3).guessed  # no end
 
 
 def test_without_log_probabilities_the_count_decides(tokenizer, reader):

@@ -61,7 +61,7 @@ class Reader:
             some = body or tuple(sorted(self.ends)[:1]) or (0,)  # no sample is without a token, whatever it is
             return replace(found, guessed=True, tokens=some, end_token=None)
         raw = tuple(float(entry["logprob"]) for entry in entries)
-        if len(raw) < len(body):  # log-probabilities are not told
+        if len(raw) not in (len(body), len(ids)):  # log-probabilities are not told, or not of these tokens
             return found
         return replace(
             found, raw_logprobs=raw[: len(body)], logprobs=sampled(raw[: len(body)], sampling),
@@ -73,8 +73,9 @@ class Reader:
         ids = ids_behind(self.tokenizer, completion.text)
         if completion.finish != "stop":
             return ids
-        named = [end for end in self.ends if len(entries) == len(ids) + 1 and self._is(end, entries[-1])]
-        end = named[0] if named else self.end
+        end = self.end
+        if len(entries) == len(ids) + 1:
+            end = next((i for i in sorted(self.ends) if self._is(i, entries[-1])), None)
         return ids if end is None else [*ids, end]
 
     def _named(self, ids: Sequence[int], entries: Sequence[Mapping[str, Any]]) -> bool:
@@ -86,12 +87,12 @@ class Reader:
         return all(self._is(i, entry) for i, entry in zip(ids, entries, strict=False))
 
     def _is(self, token: int, entry: Mapping[str, Any]) -> bool:
-        """Whether an entry names a token: as text, or (an end) as the vocabulary writes it or as nothing."""
+        """Whether an entry names a token: by its text, or the template's end by none."""
         text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         if "\ufffd" in text:  # half a character: others look the same
             return False
-        if token in self.ends and not entry.get("token"):
-            return True
+        if not entry.get("token"):
+            return token == self.end
         return is_entry_of(entry, text) and math.isfinite(float(entry["logprob"]))
 
     def _written(self, body: Sequence[int], text: str) -> bool:
