@@ -60,6 +60,20 @@ def ending_folder(path: Path, seed=7) -> Path:
     return path
 
 
+def plain_folder(path: Path, seed=7) -> Path:
+    """A model that writes plain ASCII nearly always, and ends its replies: its text tells its tokens."""
+    made, known = model(seed=seed), tokenizer()
+    plain = torch.tensor([known.convert_tokens_to_ids(chr(byte)) for byte in range(33, 127)])
+    with torch.no_grad():
+        rows = made.model.embed_tokens.weight
+        kept, end = rows[plain] * 3, rows[257] * 4
+        rows[:] = 0
+        rows[plain], rows[257] = kept, end
+    made.save_pretrained(path)
+    known.save_pretrained(path)
+    return path
+
+
 def demonstrations(n: int) -> list[dict]:
     return [{"prompt": f"{i} plus {i * 3 % 7}?", "completion": "x" * (i % 5 + 1) + f" is {i + i * 3 % 7}"} for i in range(n)]
 

@@ -31,6 +31,7 @@ __all__ = [
     "Asking",
     "Budget",
     "Engine",
+    "FolderUpdatable",
     "Judge",
     "Maker",
     "Measuring",
@@ -89,6 +90,12 @@ class Updatable(Protocol):
     """An engine whose weights can be replaced (online reinforcement learning)."""
 
     def update(self, weights: Iterable[tuple[str, Any]]) -> None: ...
+
+
+class FolderUpdatable(Protocol):
+    """An engine elsewhere, whose weights are replaced by those in a folder that it sees, too."""
+
+    def update_from(self, folder: Path) -> None: ...
 
 
 class Task(Protocol):

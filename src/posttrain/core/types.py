@@ -81,6 +81,7 @@ class Completion:
     `tokens` excludes the end-of-turn token; `logprobs` of a "stop" finish by that token is in `end_logprob` (raw) and
     the token itself in `end_token`, where an engine knows them.
     `stopped_by` is the stop string that ended the text; None when the turn ended of itself (or was cut, watched, cancelled).
+    `guessed`: it was asked which ids were drawn, and that cannot be told; `tokens` are then a reading of the text.
     """
 
     text: str
@@ -93,6 +94,7 @@ class Completion:
     rewards: tuple[float, ...] | None = None  # what a reward model gives instead: one value, or one per step
     finish: Finish = "stop"
     stopped_by: str | None = None
+    guessed: bool = False
     sample: int = 0
     usage: Usage = field(default_factory=Usage)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import ModelError
 from ..core.types import Completion, Message
 
-__all__ = ["ids_behind", "render_ids", "render_prompt", "render_text"]
+__all__ = ["end_ids", "ids_behind", "render_ids", "render_prompt", "render_text", "turn_end"]
 
 
 def render_text(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
@@ -71,3 +71,18 @@ def ids_behind(tokenizer: Any, text: str) -> list[int]:
         return whole[len(head) :]
     alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return alone
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a turn: those of the generation configuration and of the tokenizer."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def turn_end(tokenizer: Any, ends: frozenset[int]) -> int | None:
+    """Return the one of these tokens that the chat template ends a turn with; None when it uses none of them."""
+    if len(ends) == 1:
+        return next(iter(ends))
+    said = [Message(role="user", content="1"), Message(role="assistant", content="1")]
+    return next((i for i in reversed(render_ids(tokenizer, said)) if i in ends), None)

@@ -11,6 +11,7 @@ IA³ (Liu et al. 2022, arXiv:2205.05638): keys, values and the feed-forward's in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,19 @@ from . import bottleneck
 from .quiet import quiet
 from .rounding import round_into
 
-__all__ = ["Kind", "Variant", "add_ia3", "add_lora", "attach", "base_of", "is_adapter", "merge", "save_adapter", "unmerged"]
+__all__ = [
+    "Kind",
+    "Variant",
+    "add_ia3",
+    "add_lora",
+    "attach",
+    "base_of",
+    "is_adapter",
+    "merge",
+    "merged_state",
+    "save_adapter",
+    "unmerged",
+]
 
 Kind = Literal["full", "lora", "rslora", "dora", "qlora", "ia3", "prefix", "prompt", "bottleneck"]
 Variant = Literal["lora", "rslora", "dora"]
@@ -160,6 +173,36 @@ def merge(model: Any) -> Any:
             round_into(weight, parameter)
             parameter.data = weight
     return merged
+
+
+def merged_state(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the base model and the weights that `merge` would give it; the model goes on as it is.
+
+    One layer at a time is copied and merged, so that no second model is held. Raises `ModelError` for an adapter that is no
+    change of weights, or whose base is kept in 4 bits. A model without an adapter is its own base.
+    """
+    if kind := unmerged(model):
+        raise ModelError(f"a {kind} adapter is no change of the base's weights, so it cannot be merged into them")
+    if not hasattr(model, "peft_config"):
+        return model, model.state_dict()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    state: dict[str, torch.Tensor] = base.state_dict()
+    for name, layer in list(base.named_modules()):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        before = {key: value.dtype for key, value in layer.get_base_layer().state_dict().items()}
+        if not all(kind.is_floating_point for kind in before.values()):
+            raise ModelError("an adapter cannot be merged into a base whose weights are kept in 4 bits")
+        merged = copy.deepcopy(layer).float()
+        merged.merge()
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        for key, value in merged.get_base_layer().state_dict().items():
+            weight = torch.empty_like(value, dtype=before[key])
+            round_into(weight, value)
+            state[f"{name}.{key}"] = weight
+    return base, state
 
 
 def save_adapter(model: Any, path: Path, base_ref: str) -> None:

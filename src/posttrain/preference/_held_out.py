@@ -21,10 +21,11 @@ __all__ = ["greedy_reward"]
 def greedy_reward(sampler: Sampler) -> Evaluation:
     """Return what answers held-out questions as the sampler does training's, at temperature 0, and takes the mean reward.
 
-    As many replies are written at once as in a step. No random number is drawn and no gradient is taken.
+    As many replies are written at once as in a step, always by this process's own engine. No random number is drawn and no
+    gradient is taken.
     """
     policy = replace(sampler.policy, sampling=replace(sampler.policy.sampling, temperature=0.0))
-    greedy = replace(sampler, policy=policy, rewards=replace(sampler.rewards, lenient=True), samples=1)
+    greedy = replace(sampler, policy=policy, rewards=replace(sampler.rewards, lenient=True), samples=1, server=None)
     portion = sampler.method.batch_size * sampler.samples
 
     def measure(learner: Learner, questions: Sequence[Question]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -29,7 +30,8 @@ from ..training.rows import fits
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..verifiers.build import weighted
-from ._rewards import Rewarded, Rewards, identified
+from ._rewards import AsAsked, Rewarded, Rewards, identified
+from ._rollout_server import RolloutServer, identified_server
 
 __all__ = ["Batch", "OnlineSettings", "Question", "Sampler", "check_online", "identity", "questions_of"]
 
@@ -48,6 +50,7 @@ class OnlineSettings(TrainerSettings):
     turns: int = 4  # of the model in a sample, at most; with an environment
     rollout_tokens: int = 256  # of a sample, at most; the environment's words among them
     rollout_temperature: float = 1.0
+    rollout_server: str = ""  # `openai:…` with update=: who draws the samples; "": this process
     overlong: int = 0  # tokens before the limit from which on length is punished; 0: it is not
     drop_cut: bool = False  # learn nothing from samples that the limit ended
     kl: float = 0.0  # β of KL(π ‖ start)
@@ -97,7 +100,10 @@ def identity(method: OnlineSettings) -> OnlineSettings:
     known = environment and " ".join(
         [environment, *map(file_hash, files_of(environment)), *identified(verifiers_of(environment))]
     )
-    return replace(method, rewards=identified(method.rewards), watched=identified(method.watched), environment=known)
+    return replace(
+        method, rewards=identified(method.rewards), watched=identified(method.watched), environment=known,
+        rollout_server=method.rollout_server and identified_server(method.rollout_server),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +189,8 @@ class Batch:
             "reply_tokens": sum(rollout.encoded.trained for rollout in flat) / len(flat),
             "cut": sum(rollout.cut for rollout in flat) / len(flat),
         }
+        guessed = sum(rollout.guessed for rollout in flat)
+        told |= {"guessed": guessed / len(flat)} if guessed else {}
         if any(rollout.said for rollout in flat):
             told["turns"] = sum(m.role == "assistant" for rollout in flat for m in rollout.said) / len(flat)
         unread = [float((v.isnan() & ~v.isnan().all(1, keepdim=True)).double().mean()) for v in self.given.values()]
@@ -199,6 +207,7 @@ class Sampler:
     rewards: Rewards
     samples: int  # of each question
     environment: Environment | None = None
+    server: RolloutServer | None = None
 
     @classmethod
     def open(cls, session: Session, method: OnlineSettings, questions: Sequence[Question], *, samples: int) -> Sampler:
@@ -210,18 +219,47 @@ class Sampler:
             draw=drawn, model=opened.model, tokenizer=opened.loaded.tokenizer, shape=opened.loaded.shape, seed=session.seed,
             sampling=Sampling(temperature=method.rollout_temperature, max_tokens=method.rollout_tokens),
         )  # fmt: skip
-        rewards = Rewards.open(method.rewards, task=cast(Task, _AsAsked(task)), golds=golds, watched=method.watched)
+        rewards = Rewards.open(method.rewards, task=cast(Task, AsAsked(task)), golds=golds, watched=method.watched)
         for question in questions:
             rewards.check(question.only, session.where(question.row))
         environment = None
         if method.environment:
             environment = build_environment(method.environment, verifier=rewards.verifier, golds=golds)
-        return cls(method=method, policy=policy, rewards=rewards, samples=samples, environment=environment)
+        server = None
+        if method.rollout_server:
+            name, weighs = type(method).__name__.lower(), bool(getattr(method, "truncate", 0))
+            server = RolloutServer.open(method.rollout_server, name, policy, out=session.out, needs_logprobs=weighs)
+        return cls(
+            method=method, policy=policy, rewards=rewards, samples=samples, environment=environment, server=server
+        )  # fmt: skip
 
-    def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
-        """Return the samples of a step and what they are worth; a further `attempt` of the step draws others."""
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Have a server's weights removed in the end, and what is still asked of it awaited."""
+        try:
+            yield
+        finally:
+            if self.server is not None:
+                self.server.close()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a saved state must hold beside the weights: a server's samples for the next step."""
+        return {} if self.server is None else self.server.state()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        if self.server is not None:
+            self.server.load(state)
+
+    def __call__(
+        self, questions: Sequence[Question], *, step: int, attempt: int = 0, following: Sequence[Question] = ()
+    ) -> Batch:
+        """Return the samples of a step and what they are worth; a further `attempt` of the step draws others.
+
+        A server draws those of the `following` step's questions meanwhile.
+        """
         policy = self.policy if not attempt else replace(self.policy, seed=rng(self.policy.seed, attempt).getrandbits(60))
-        rollouts, cost = self._drawn(policy, questions, step)
+        rollouts, cost = self._drawn(policy, questions, step, again=attempt > 0, following=following)
         worth: Rewarded = self.rewards(
             [question.example for question in questions], [[r.completion.text for r in each] for each in rollouts],
             [question.row for question in questions], [question.only for question in questions],
@@ -237,8 +275,13 @@ class Sampler:
             )  # fmt: skip
         return Batch(questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=given, cost=cost + worth.cost)
 
-    def _drawn(self, policy: Policy, questions: Sequence[Question], step: int) -> tuple[list[list[Rollout]], Cost]:
+    def _drawn(
+        self, policy: Policy, questions: Sequence[Question], step: int, *, again: bool, following: Sequence[Question]
+    ) -> tuple[list[list[Rollout]], Cost]:
         prompts = [question.prompt for question in questions]
+        if self.server is not None:
+            ahead = [question.prompt for question in following]
+            return self.server.rollouts(policy, prompts, step=step, samples=self.samples, again=again, following=ahead)
         if self.environment is None:
             return policy.rollouts(prompts, step=step, samples=self.samples)
         episodes = Episodes(
@@ -247,18 +290,6 @@ class Sampler:
         )  # fmt: skip
         examples = [question.example for question in questions]
         return episodes.rollouts(prompts, examples, step=step, samples=self.samples)
-
-
-class _AsAsked:
-    """A task whose examples are conversations as they were asked: no instruction is to be added to these."""
-
-    instruction = ""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
 
 
 def overlong_punishment(tokens: Tensor, *, limit: int, zone: int) -> Tensor:

@@ -39,8 +39,8 @@ class Counts:
 
     @classmethod
     def of(cls, rollouts: Sequence[Sequence[Rollout]], *, drop_cut: bool) -> Counts:
-        """Count samples; those that the limit ended only where they are learned from."""
-        kept = [rollout for each in rollouts for rollout in each if not (drop_cut and rollout.cut)]
+        """Count samples that are learned from, whether they have a gradient or not."""
+        kept = [rollout for each in rollouts for rollout in each if not rollout.skipped(drop_cut=drop_cut)]
         return cls(tokens=sum(rollout.encoded.trained for rollout in kept), sequences=len(kept))
 
 
@@ -64,14 +64,14 @@ def parts_of(
 ) -> list[list[Part]]:  # fmt: skip
     """Return each prompt's samples in parts of at most `budget` tokens, their common prompt counted once.
 
-    Samples without an advantage are left out, exactly as if they were trained, unless `every` one has a gradient; a cut one
-    is with `drop_cut`. How a prompt's samples are cut into parts changes no loss: it is normalised by explicit counts.
+    Samples without an advantage are left out, exactly as if they were trained, unless `every` one has a gradient; so are
+    skipped ones. How a prompt's samples are cut into parts changes no loss: it is normalised by explicit counts.
     """
     found: list[list[Part]] = []
     for p, (question, rollouts) in enumerate(zip(batch.questions, batch.rollouts, strict=True)):
         kept = [
             k for k, rollout in enumerate(rollouts)
-            if (every or advantages_PK[p, k] != 0) and not (drop_cut and rollout.cut)
+            if (every or advantages_PK[p, k] != 0) and not rollout.skipped(drop_cut=drop_cut)
         ]  # fmt: skip
         found.append(
             [

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from ..models.load import fingerprint_of
 from ..training.processes import gathered
 from ..verifiers.build import build_verifier, compares, files_of, local_engine, weighted
 
-__all__ = ["Rewarded", "Rewards", "identified"]
+__all__ = ["AsAsked", "Rewarded", "Rewards", "identified"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,3 +186,15 @@ def _is_service(model: str) -> bool:
 def _opened(model: str) -> Engine:
     """Return the engine that a verifier's setting `model` names, a server's among them."""
     return open_service(model)[0] if _is_service(model) else local_engine(model)
+
+
+class AsAsked:
+    """A task whose examples are conversations as they were asked: no instruction is to be added to these."""
+
+    instruction = ""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)

@@ -15,7 +15,8 @@ limit), `entropy` (mean −log π of what was drawn), `trained` (share of the sa
 the tokens whose gradient the clip took), `ratio_change` (mean |r − 1|), `mismatch` (mean log π_old − log μ with the engine's
 μ: 0 where engine and trainer agree), `kl` (k3, or as a part of the reward the sum over a sample; with β > 0), `asked`
 (prompts: with `resample` up to more than `batch_size`), `unscored` (share of samples without a readable verdict of a judge,
-where there are any: they count as the mean of their prompt, or of the step).
+where there are any: they count as the mean of their prompt, or of the step), `guessed` (share of samples whose tokens a
+server did not tell, where there are any: they are rewarded, and not trained on).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from ..training.token_logps import token_logps
 from ._held_out import greedy_reward
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
 from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, rewards_at_both_ends, shares_of
+from ._rollout_server import check_server, following
 
 __all__ = ["Grpo"]
 
@@ -85,6 +87,7 @@ class Grpo(OnlineSettings):
     reduction: Reduction = "sequence"
     kl_in: Literal["loss", "reward"] = "loss"
     truncate: float = 0.0  # cap of the importance weight against the engine that sampled; 0: no weight
+    overlap: int = 0  # steps that a server draws samples ahead, while the model trains: 0 or 1
     resample: int = 0  # times that prompts without a difference in reward are replaced by new ones (dynamic sampling)
     lr: float = 1e-6
     schedule: Schedule = "constant"
@@ -103,14 +106,16 @@ class Grpo(OnlineSettings):
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
         asked = [question for question in questions if question.row not in session.held]
         stepper = _Stepper(self, session, sampler, objective, asked, held_to)
-        return session.train(
-            objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-            closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
-            held_bytes=0 if held_to is None else held_to.bytes,
-        )  # fmt: skip
+        with sampler.serving():
+            return session.train(
+                objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
+                closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
+                held_bytes=0 if held_to is None else held_to.bytes,
+            )  # fmt: skip
 
     def _check_settings(self) -> None:
         check_online(self, "grpo")
+        check_server(self, "grpo", overlap=self.overlap, truncate=self.truncate, resample=self.resample)
         if self.group < 2 and (self.baseline != "zero" or self.scale == "group"):
             raise ConfigError(
                 f"grpo: group = {self.group}: samples of a prompt are compared with each other: draw 2 or more"
@@ -148,6 +153,12 @@ class _Stepper:
     questions: Sequence[Question]  # that may be asked in place of others: none that is held out
     held_to: StartModel | None
 
+    def state(self) -> dict[str, Any]:
+        return self.sampler.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.sampler.load(state)
+
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
         method = self.method
         batch, asked = self._sampled(rows, step)
@@ -165,11 +176,9 @@ class _Stepper:
             cost += reading
         rewards_PK = batch.rewards_PK
         if method.kl_in == "reward" and reference is not None and old is not None:
+            how, pairs = method.kl_estimator, zip(old, reference, strict=True)
             kl_PK = torch.tensor(
-                [
-                    [float(kl_estimate(o, r, estimator=method.kl_estimator).sum()) for o, r in zip(*pair, strict=True)]
-                    for pair in zip(old, reference, strict=True)
-                ]
+                [[float(kl_estimate(o, r, estimator=how).sum()) for o, r in zip(*pair, strict=True)] for pair in pairs]
             )
             rewards_PK, told["kl"] = rewards_PK - method.kl * kl_PK, float(kl_PK.mean())
         advantages_PK = group_advantages(rewards_PK, baseline=method.baseline, scale=method.scale)
@@ -186,7 +195,8 @@ class _Stepper:
 
     def _sampled(self, rows: Sequence[Question], step: int) -> tuple[Batch, int]:
         """Return a step's samples; with `resample`, of prompts whose samples differ in reward (DAPO, section 3.2)."""
-        batch, asked = self.sampler(rows, step=step), len(rows)
+        ahead = following(self.questions, step, self.method, seed=self.session.seed) if self.method.overlap else ()
+        batch, asked = self.sampler(rows, step=step, following=ahead), len(rows)
         if not self.method.resample:
             return batch, asked
         pool = list(self.questions)

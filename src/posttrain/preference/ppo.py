@@ -48,6 +48,7 @@ from ._kl_weight import KlWeight
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
 from ._parts import Counts, asking_work, flat, part_work, rewards_at_both_ends, shares_of
 from ._ppo_steps import Steps, steps_of
+from ._rollout_server import check_server
 
 __all__ = ["Ppo"]
 
@@ -115,14 +116,16 @@ class Ppo(OnlineSettings):
             method=self, session=session, module=module, objective=objective, held_to=held_to, sampler=sampler,
             kl_weight=KlWeight(value=self.kl, target=self.kl_target, horizon=self.kl_horizon),
         )  # fmt: skip
-        return session.train(
-            objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-            closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
-            held_bytes=0 if held_to is None else held_to.bytes,
-        )  # fmt: skip
+        with sampler.serving():
+            return session.train(
+                objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
+                closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
+                held_bytes=0 if held_to is None else held_to.bytes,
+            )  # fmt: skip
 
     def _check_settings(self) -> None:
         check_online(self, "ppo")
+        check_server(self, "ppo")
         for name, good, must in (
             ("samples", self.samples >= 1, "be at least 1"),
             ("gamma", 0 <= self.gamma <= 1, "be in [0, 1]"),
@@ -197,7 +200,7 @@ class _Stepper:
         rewards: dict[tuple[int, int], Tensor] = {}
         for p, rollouts in enumerate(batch.rollouts):
             for k, rollout in enumerate(rollouts):
-                if method.drop_cut and rollout.cut:
+                if rollout.skipped(drop_cut=method.drop_cut):
                     continue
                 price = (
                     kl_estimate(old[p][k], reference[p][k], estimator=method.kl_estimator) if reference else 0 * old[p][k]

@@ -72,6 +72,15 @@ class Rollout:
     full: bool = False  # there was no room for the environment's answer or for a turn after it
 
     @property
+    def guessed(self) -> bool:
+        """Whether it is not known which tokens were drawn: such a sample is rewarded and counted, and never trained on."""
+        return self.completion.guessed
+
+    def skipped(self, *, drop_cut: bool) -> bool:
+        """Whether nothing is learned from it; with `drop_cut` nothing is from what the limit ended."""
+        return self.guessed or (drop_cut and self.cut)
+
+    @property
     def cut(self) -> bool:
         """Whether it was ended by the limit of tokens."""
         return self.completion.finish == "length" or self.full
@@ -98,16 +107,23 @@ class Policy:
 
         Several processes draw a share each and have all of them in the end.
         """
-        seed = derive(self.seed, "rollouts", step)
 
         def own(asked: Asked) -> tuple[list[list[Rollout]], Cost]:
-            found, cost = self.drawn(asked, self.sampling, seed=seed)
-            return [
-                [self._rollout(prompt, completion) for completion in completions]
-                for (prompt, _), completions in zip(asked, found, strict=True)
-            ], cost
+            found, cost = self.drawn(asked, self.sampling, seed=self.seed_of(step))
+            return self.read([prompt for prompt, _ in asked], found), cost
 
         return gathered(indexed(prompts, samples), own)
+
+    def seed_of(self, step: int) -> int:
+        """Return the seed of a step's rollouts."""
+        return derive(self.seed, "rollouts", step)
+
+    def read(self, prompts: Sequence[Prompt], found: Sequence[Sequence[Completion]]) -> list[list[Rollout]]:
+        """Return what was drawn for each prompt as rollouts."""
+        return [
+            [self._rollout(prompt, completion) for completion in completions]
+            for prompt, completions in zip(prompts, found, strict=True)
+        ]
 
     def drawn(
         self, asked: Asked, sampling: Sampling | Sequence[Sampling], *, seed: int

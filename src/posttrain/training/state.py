@@ -30,14 +30,17 @@ __all__ = [
 ]
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary Hugging Face folder: weights, configuration, generation settings, tokenizer, chat template."""
+def save_model(model: Any, tokenizer: Any, folder: Path, *, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write an ordinary Hugging Face folder: weights, configuration, generation settings, tokenizer, chat template.
+
+    `weights` are others than the model's own.
+    """
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         tokenizer.save_pretrained(folder)
     finally:
         if bars:

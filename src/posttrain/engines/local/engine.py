@@ -14,6 +14,7 @@ import torch
 from ...core.errors import ConfigError, ContextOverflowError, ModelError
 from ...core.protocols import Watch
 from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling
+from ...data.chat import end_ids as _end_ids
 from ...data.chat import render_prompt
 from .runner import Runner
 from .scheduler import Scheduler
@@ -255,13 +256,6 @@ def _settler(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> Ca
             future.set_result(result)
 
     return lambda result: _call_in(loop, lambda: settle(result))
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a turn: those of the generation configuration and of the tokenizer."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
 def _memory(device: torch.device) -> int:

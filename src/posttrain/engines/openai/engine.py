@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from ...core.errors import CapabilityError, ConfigError, ServerError
 from ...core.protocols import Watch
 from ...core.seeds import derive
 from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling, Usage
+from .exact import Reader
 from .probe import CHAT, probe
 from .settings import Server
-from .transport import Transport
+from .transport import Transport, run
+from .updating import take
 from .wire import Features, body_of, completion_of, shared, usage_of
 
 __all__ = ["OpenAIEngine", "open_server"]
 
 _EMPTY_HANDED = 3  # answers in a row that hold no choice before a call is given up
-T = TypeVar("T")
 
 
 class OpenAIEngine:
@@ -38,6 +39,7 @@ class OpenAIEngine:
         features: what the server can do (`open_server` finds out).
         shape: sizes for the FLOPs formulas, if known.
         count_tokens: the length of a prompt, if there is a way to know it before the server says it (for budgets).
+        reader: finds the ids that were drawn, where these are needed (rollouts); prompts are then checked, too.
     """
 
     count_tokens: Callable[[Prompt], int]
@@ -50,6 +52,7 @@ class OpenAIEngine:
         *,
         shape: ModelShape | None = None,
         count_tokens: Callable[[Prompt], int] | None = None,
+        reader: Reader | None = None,
     ) -> None:
         if count_tokens is not None:
             self.count_tokens = count_tokens
@@ -57,9 +60,12 @@ class OpenAIEngine:
         self._transport = Transport(server)
         self._model = model
         self._features = features
+        self._reader = reader
+        self._weights = ""
         self.shape = shape
         self.name = model
         found = {"logprobs": features.logprobs, "prefix": features.prefix is not None, "stream": features.stream}
+        found["update"] = bool(server.update)
         self.can = frozenset(name for name, there in found.items() if there)
 
     @property
@@ -69,13 +75,23 @@ class OpenAIEngine:
 
     @property
     def fingerprint(self) -> str:
-        """The URL, the model's name, also as the server gives it, and the settings that change what is generated."""
-        parts = ["openai", self._transport.url, self._model, self._features.served, str(self._server.version)]
+        """The URL, the model's name, also as the server gives it, settings that change what is generated, and weights."""
+        parts = ["openai", self._transport.url, self._model, self._features.served, str(self._server.version), self._weights]
         parts.append("together" if self._server.together else "")
         if self._server.more:
             told = json.dumps(self._server.more, sort_keys=True)
             parts.append(hashlib.sha256(told.encode()).hexdigest()[:12])
         return ":".join(part for part in parts if part)
+
+    def update_from(self, folder: Path) -> None:
+        """Have the server take the weights in a folder that it sees under the same path, and wait until it has.
+
+        No request may be under way. A folder's name stands for its weights: give other weights another one.
+        """
+        run(take(self._transport, self._server.update, folder, more=self._server.more))
+        self._weights = folder.name
+        if self._server.update == "model_name":
+            self._model = str(folder)
 
     async def generate(
         self,
@@ -119,7 +135,11 @@ class OpenAIEngine:
     ) -> None:
         answer, choices = await self._asked(prompt, sampling, seed, sample, n=1)
         usage = usage_of(answer, self._transport.url)
-        done[place] = completion_of(choices[0], prompt, sampling, self._features, sample=sample, usage=usage)
+        found = completion_of(choices[0], prompt, sampling, self._features, sample=sample, usage=usage)
+        if self._reader is not None:
+            self._reader.check_prompt(prompt, answer, usage, self._transport.url)
+            found = self._reader.read(found, choices[0], sampling, usage.generated)
+        done[place] = found
 
     async def _together(
         self, prompt: Prompt, sampling: Sampling, seed: int, samples: Sequence[int], done: dict[int, Completion]
@@ -235,24 +255,16 @@ class _Gathered:
 
 
 def open_server(
-    server: Server, *, shape: ModelShape | None = None, count_tokens: Callable[[Prompt], int] | None = None
-) -> OpenAIEngine:
+    server: Server, *, shape: ModelShape | None = None, count_tokens: Callable[[Prompt], int] | None = None,
+    reader: Reader | None = None,
+) -> OpenAIEngine:  # fmt: skip
     """Probe the server and return the engine; raises one sentence when it cannot be used."""
 
     async def ask() -> tuple[str, Features]:
         return await probe(Transport(server), server)
 
-    model, features = _run(ask())
-    return OpenAIEngine(server, model, features, shape=shape, count_tokens=count_tokens)
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:  # called from within a running loop
-        return thread.submit(asyncio.run, coroutine).result()
+    model, features = run(ask())
+    return OpenAIEngine(server, model, features, shape=shape, count_tokens=count_tokens, reader=reader)
 
 
 async def _all(coroutines: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -15,7 +15,9 @@ from pydantic import Field
 from ...core.errors import ConfigError
 from ...core.specs import instantiate, parse
 
-__all__ = ["Server", "read_server"]
+__all__ = ["Server", "Update", "read_server"]
+
+Update = Literal["", "model_name", "sglang", "vllm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class Server:
             unknown; with its tokenizer and template, prompts are counted before they are sent, which makes budgets exact.
         version: anything; part of the fingerprint. Change it when the weights behind the name have changed.
         extra: a JSON object added to every request, as in '{"chat_template_kwargs": {"enable_thinking": false}}'.
+        update: how it takes new weights from a folder, for rollouts: `model_name` (the folder is the model's name in
+            requests), `sglang` or `vllm` (their own endpoints); "": it cannot.
     """
 
     model: str | None = None
@@ -47,6 +51,7 @@ class Server:
     shape: str | None = None
     version: str | int = ""
     extra: str = ""
+    update: Update = ""
 
     @property
     def base(self) -> str:

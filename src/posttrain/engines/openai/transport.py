@@ -6,7 +6,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from ...core.errors import ContextOverflowError, PosttrainError, ServerError
 from ...core.seeds import rng
 from .settings import Server
 
-__all__ = ["MAX_WAIT", "RefusedError", "Transport"]
+__all__ = ["MAX_WAIT", "RefusedError", "Transport", "run"]
 
 MAX_WAIT = 120.0  # seconds; a server that wants a longer pause is given up
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -51,6 +52,7 @@ class Transport:
 
     def __init__(self, server: Server) -> None:
         self.url = server.base
+        self.root = self.url.removesuffix("/v1")
         self._server = server
         self._key = server.key
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,6 +64,12 @@ class Transport:
     async def post(self, path: str, body: Mapping[str, Any], *, seed: int, retries: int | None = None) -> Any:
         """Send a JSON body and return the JSON answered."""
         return await self._patiently(lambda client: self._once(client, "POST", path, body), seed=seed, retries=retries)
+
+    async def tell(self, path: str, body: Mapping[str, Any], *, seed: int) -> Any:
+        """Send a JSON body to a path at the server's root, beside the API; None when the answer is empty."""
+        return await self._patiently(
+            lambda client: self._once(client, "POST", path, body, base=self.root), seed=seed, retries=2
+        )
 
     async def stream(self, path: str, body: Mapping[str, Any], *, seed: int) -> AsyncIterator[Any]:
         """Send a JSON body and yield the JSON of each event; closing the iterator closes the connection.
@@ -131,12 +139,16 @@ class Transport:
         finally:
             await client.aclose()
 
-    async def _once(self, client: httpx2.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    async def _once(
+        self, client: httpx2.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, base: str | None = None
+    ) -> Any:
         try:
-            reply = await client.request(method, self.url + path, json=body)
+            reply = await client.request(method, (base or self.url) + path, json=body)
         except httpx2.HTTPError as error:
             raise _AgainError(self._unreachable(error)) from None
         self._refuse(reply.status_code, reply.headers, reply.text)
+        if base is not None and not reply.content:
+            return None
         try:
             found = reply.json()
         except (json.JSONDecodeError, UnicodeDecodeError):
@@ -243,6 +255,16 @@ class Transport:
         if self._key:
             words = words.replace(self._key, "***")
         return words if len(words) <= 300 else words[:300] + "…"
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where an event loop runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def _code(text: str) -> str | None:

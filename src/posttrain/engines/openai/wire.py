@@ -10,7 +10,10 @@ from typing import Any, Literal
 from ...core.errors import CapabilityError, ServerError
 from ...core.types import Completion, Finish, Prompt, Sampling, Usage
 
-__all__ = ["NEUTRAL", "Features", "body_of", "completion_of", "messages_of", "shared", "usage_of"]
+__all__ = [
+    "NEUTRAL", "Features", "body_of", "completion_of", "entries_of", "is_entry_of", "messages_of", "sampled", "shared",
+    "usage_of",
+]  # fmt: skip
 
 NEUTRAL: Mapping[
     str, Any
@@ -124,7 +127,7 @@ def completion_of(
     elif choice.get("stop_reason") in sampling.stop:
         stopped_by = str(choice["stop_reason"])
         text += stopped_by * sampling.keep_stop
-    entries = _entries(choice)[_covering(_entries(choice), lost) :]
+    entries = entries_of(choice)[_covering(entries_of(choice), lost) :]
     kept = _covering(entries, len(text.encode()))
     known = features.logprobs and kept <= len(entries)
     raw = tuple(float(entry["logprob"]) for entry in entries[:kept])
@@ -132,7 +135,7 @@ def completion_of(
     return Completion(
         text=text,
         tokens=tuple(_id(entry) for entry in entries[:kept]),
-        logprobs=_sampled(raw, sampling) if known else None,
+        logprobs=sampled(raw, sampling) if known else None,
         raw_logprobs=raw if known else None,
         top_logprobs=tuple(_top(entry, sampling.logprobs) for entry in entries[:kept])
         if known and sampling.logprobs
@@ -150,7 +153,7 @@ def shared(generated: int, choices: Sequence[Mapping[str, Any]]) -> list[int]:
 
     The parts add up to the whole.
     """
-    weights = [len(_entries(choice)) for choice in choices]
+    weights = [len(entries_of(choice)) for choice in choices]
     if not all(weights):
         weights = [len(str((choice.get("message") or {}).get("content") or "").encode()) + 1 for choice in choices]
     total, parts, given, seen = sum(weights), [], 0, 0
@@ -162,7 +165,8 @@ def shared(generated: int, choices: Sequence[Mapping[str, Any]]) -> list[int]:
     return parts
 
 
-def _entries(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def entries_of(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the answer says of each token: its text, its bytes, its log-probability."""
     told = choice.get("logprobs")
     content = told.get("content") if isinstance(told, dict) else None
     return [entry for entry in content or [] if isinstance(entry, dict) and isinstance(entry.get("logprob"), int | float)]
@@ -170,6 +174,11 @@ def _entries(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _bytes(entry: Mapping[str, Any]) -> bytes:
     return bytes(entry["bytes"]) if entry.get("bytes") else str(entry.get("token", "")).encode()
+
+
+def is_entry_of(entry: Mapping[str, Any], text: str) -> bool:
+    """Whether an entry is of the token with this text."""
+    return entry.get("token") == text or _bytes(entry) == text.encode()
 
 
 def _covering(entries: Sequence[Mapping[str, Any]], length: int) -> int:
@@ -193,7 +202,8 @@ def _top(entry: Mapping[str, Any], k: int) -> tuple[tuple[int, float], ...]:
     return tuple((_id(other), float(other["logprob"])) for other in likely[:k])
 
 
-def _sampled(raw: tuple[float, ...], sampling: Sampling) -> tuple[float, ...] | None:
+def sampled(raw: tuple[float, ...], sampling: Sampling) -> tuple[float, ...] | None:
+    """Return the log-probabilities under the distribution that was sampled from, where these follow from the model's own."""
     if sampling.temperature == 0:
         return (0.0,) * len(raw)
     return raw if sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0 else None
