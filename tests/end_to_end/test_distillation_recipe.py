@@ -23,20 +23,19 @@ def test_every_way_teaches_the_same_student(tmp_path: Path) -> None:
         "stages.taught.data": {"stages": ["rows"]},  # an untrained teacher writes nothing that could be kept
         "stages.train-on-policy.train.method":
             "distill:on_policy=1,divergence=reverse_kl,rollout_tokens=8,batch_size=16,epochs=1,lr=5e-4",
+        "stages.train-on-policy-forward.train.method": "distill:on_policy=1,rollout_tokens=8,batch_size=16,epochs=1,lr=5e-4",
     }  # fmt: skip
-    evaluated = ("teacher-test", "start", "gold", "replies", "sequence", "token", "on-policy")
+    evaluated = ("teacher-test", "start", "gold", "replies", "sequence", "token", "on-policy", "on-policy-forward")
     changes |= {f"stages.{name}.eval.max_tokens": 8 for name in evaluated}
     recipe = load_recipe(RECIPE, size="smoke", overrides=changes)
     out = tmp_path / "run"
     report = run_recipe(recipe, RECIPE, out, report_run, size="smoke")
-    assert [rung["name"] for rung in report["rungs"]] == ["teacher-test", "start", "gold", "sequence", "token", "on-policy"]
+    ways = ["gold", "sequence", "token", "on-policy", "on-policy-forward"]
+    assert [rung["name"] for rung in report["rungs"]] == ["teacher-test", "start", *ways]
     fixed = {rung["name"]: rung["fixed"]["flops"] for rung in report["rungs"]}
     assert fixed["sequence"] == pytest.approx(fixed["gold"])  # the same rows, in this test
     assert fixed["on-policy"] > fixed["gold"]
     assert fixed["token"] > fixed["gold"] + fixed["teacher-test"] - 1  # the teacher's own training is paid, too
-    made = {
-        name: load(next(out.glob(f"??-train-{name}")) / "checkpoint").fingerprint
-        for name in ("gold", "sequence", "token", "on-policy")
-    }
+    made = {name: load(next(out.glob(f"??-train-{name}")) / "checkpoint").fingerprint for name in ways}
     assert made["gold"] == made["sequence"]
-    assert len(set(made.values())) == 3
+    assert len(set(made.values())) == 4
