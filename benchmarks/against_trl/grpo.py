@@ -102,7 +102,7 @@ def measure_posttrain(job: dict[str, Any], rows: Sequence[dict[str, str]], out: 
 
     Learner.update, Policy.rollouts = updated, sampled  # type: ignore[method-assign]
     if job["full"]:  # nothing ends a completion but the limit; TRL has a setting for it
-        engine._end_ids = lambda *_: frozenset()  # type: ignore[assignment]
+        engine.end_ids = lambda *_: frozenset()  # type: ignore[assignment]
     if job["every"]:  # completions without an advantage too
         grpo.parts_of = lambda *args, **given: parts_of(*args, **{**given, "every": True})
     function = "some_flat,gold=true" if job["flat"] else "apart"

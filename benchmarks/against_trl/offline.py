@@ -159,7 +159,7 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
     forward = Forward(loaded.model)
     ends: list[float] = []
     lengths = row_tokens(job, rows)
-    tokens = []
+    tokens, computed, trained = [], 0, 0
     for s in range(job["steps"]):
         chosen = step_rows(s, rows=len(rows), batch_size=job["batch"], seed=0)
         if job["mode"] == "sft":
@@ -167,12 +167,16 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
         else:
             groups = [encode_pair(loaded.tokenizer, rows[i], where="") for i in chosen]
         for batch in micro_batches(groups, [sum(len(e.ids) for e in g) for g in groups], 1024):
-            hidden = forward.hidden(forward.batch(batch))
+            packed = forward.batch(batch)
+            hidden = forward.hidden(packed)
             hidden.backward(torch.ones_like(hidden))
+            computed, trained = computed + packed.tokens, trained + len(packed.targets_N)
         loaded.model.zero_grad()
         tokens.append(sum(lengths[i] for i in chosen))
         ends.append(time.perf_counter())
-    return rates(ends, tokens, job)
+    shape = loaded.shape
+    head = 0.0 if job["mode"] == "reward" else shape.head_params * trained / (shape.matmul_params * computed)
+    return {**rates(ends, tokens, job), "products_of_the_head": head}  # left out, as a share of those that are measured
 
 
 # The comparison ------------------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ def compare(args: argparse.Namespace) -> None:
         "threads": args.threads, "dtype": args.dtype, "defaults": False,
     }  # fmt: skip
     half = {**base, "batch": max(1, args.batch // 2), "steps": 2}
-    batches = [b for b in ((1, 2) if args.quick else (1, 2, 8)) if args.batch % b == 0]
+    batches = [b for b in ((1, 2) if args.quick else sorted({1, 2, args.batch})) if args.batch % b == 0]
     attentions = ("eager",) if args.quick else ("eager", "sdpa")
     searched = search(((b, a, {**half, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
     sides: dict[str, dict[str, Any]] = {"posttrain": {**base, "side": "posttrain"}}
@@ -215,7 +219,9 @@ def compare(args: argparse.Namespace) -> None:
         if rounds.get(name):
             summary[name] = ratios(rounds["posttrain"], rounds[name], measures)
     if rounds["limit_without_logits"]:
-        summary["of_the_limit"] = ratios(rounds["posttrain"], rounds["limit_without_logits"], {"speed_ratio": unit})
+        limit = rounds["limit_without_logits"]
+        summary["of_the_limit"] = ratios(rounds["posttrain"], limit, {"speed_ratio": unit})
+        summary["of_the_limit"]["products_of_the_head"] = limit[0]["products_of_the_head"]
     print(f"{args.mode}: TRL's best is batch {best['device_batch']}, {best['attention']}")
     for name, told in {"trl_best": summary, **{n: t for n, t in summary.items() if isinstance(t, dict)}}.items():
         low, high = told["speed_ratio_range"]

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from http_server import http_server
 
 from posttrain.core.types import Completion, Message, Prompt, Sampling
 from posttrain.engines.local.replies import drawn
@@ -137,13 +139,5 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def policy_server(**changes: Any) -> Iterator[PolicyServer]:
     made = PolicyServer(**changes)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"server_of": made}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with http_server(Handler, server_of=made) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

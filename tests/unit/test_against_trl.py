@@ -27,7 +27,7 @@ TEXTS = ["", "a", "b", "a", "a", "\ud800", "b", "a longer one"]
 def compared(monkeypatch):
     """The modules, with what a measurement replaces for its own process put back behind the test."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for place, name in ((Learner, "update"), (Policy, "rollouts"), (ours, "parts_of"), (engine, "_end_ids")):
+    for place, name in ((Learner, "update"), (Policy, "rollouts"), (ours, "parts_of"), (engine, "end_ids")):
         monkeypatch.setattr(place, name, getattr(place, name))
     from against_trl import common, grpo, rewards
 

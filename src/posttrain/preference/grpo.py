@@ -32,7 +32,6 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.seeds import rng
 from ..core.types import Checkpoint, ModelShape
-from ..engines.local.replies import replies
 from ..losses.advantage import Baseline, Scale, group_advantages
 from ..losses.kl import kl_estimate, kl_loss
 from ..losses.policy import Level, Reduction, Surrogate, clipped, importance, log_ratios, surrogate, token_weights
@@ -43,10 +42,10 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps
-from ._held_out import greedy_reward
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
-from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, rewards_at_both_ends, shares_of
+from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, shares_of
 from ._rollout_server import check_server, following
+from ._run import train_online
 
 __all__ = ["Grpo"]
 
@@ -106,12 +105,7 @@ class Grpo(OnlineSettings):
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
         asked = [question for question in questions if question.row not in session.held]
         stepper = _Stepper(self, session, sampler, objective, asked, held_to)
-        with sampler.serving():
-            return session.train(
-                objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-                closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
-                held_bytes=0 if held_to is None else held_to.bytes,
-            )  # fmt: skip
+        return train_online(session, sampler, objective, stepper, questions, dropped=dropped, held_to=held_to)
 
     def _check_settings(self) -> None:
         check_online(self, "grpo")

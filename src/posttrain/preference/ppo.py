@@ -29,7 +29,6 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
-from ..engines.local.replies import replies
 from ..losses.gae import value_clipped, value_loss
 from ..losses.kl import Estimator, kl_estimate, kl_loss
 from ..losses.policy import clipped, surrogate
@@ -43,12 +42,12 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps, token_values
-from ._held_out import greedy_reward
 from ._kl_weight import KlWeight
 from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
-from ._parts import Counts, asking_work, flat, part_work, rewards_at_both_ends, shares_of
+from ._parts import Counts, asking_work, flat, part_work, shares_of
 from ._ppo_steps import Steps, steps_of
 from ._rollout_server import check_server
+from ._run import train_online
 
 __all__ = ["Ppo"]
 
@@ -116,12 +115,7 @@ class Ppo(OnlineSettings):
             method=self, session=session, module=module, objective=objective, held_to=held_to, sampler=sampler,
             kl_weight=KlWeight(value=self.kl, target=self.kl_target, horizon=self.kl_horizon),
         )  # fmt: skip
-        with sampler.serving():
-            return session.train(
-                objective, questions, facts={"dropped_too_long": dropped}, generate=replies, fresh=stepper,
-                closing=rewards_at_both_ends, evaluation=greedy_reward(sampler),
-                held_bytes=0 if held_to is None else held_to.bytes,
-            )  # fmt: skip
+        return train_online(session, sampler, objective, stepper, questions, dropped=dropped, held_to=held_to)
 
     def _check_settings(self) -> None:
         check_online(self, "ppo")

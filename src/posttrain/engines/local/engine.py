@@ -14,8 +14,7 @@ import torch
 from ...core.errors import ConfigError, ContextOverflowError, ModelError
 from ...core.protocols import Watch
 from ...core.types import Completion, Delta, ModelShape, Prompt, Sampling
-from ...data.chat import end_ids as _end_ids
-from ...data.chat import render_prompt
+from ...data.chat import end_ids, render_prompt
 from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Request, ScoreRequest, decode_text
@@ -67,7 +66,7 @@ class LocalEngine:
         if not known:
             raise ModelError("this model's configuration does not say how long its context is; pass max_context")
         self._context = min(known)
-        self._end_ids = _end_ids(model, tokenizer)
+        self._end_ids = end_ids(model, tokenizer)
         self._scheduler = Scheduler(
             self._runner,
             tokenizer,
