@@ -13,9 +13,9 @@ moments in bfloat16 too; posttrain keeps them and a copy of the weights in float
 
 sft, dpo, reward: the loss is of the completion only. DPO's time includes the reference's log-probabilities. Measured in
 every round beside TRL's best setting: TRL with float32 weights, gradients and moments and autocast, as wide as what
-posttrain's optimiser sees, at the best setting of a search of its own (`trl_equal_types`) and with all rows in one
-micro-batch (`trl_at_once`); TRL at its defaults, which are the same types, batch 8 and gradient checkpointing; and the
-limit: forward and backward of the same tokens without any logits or optimiser.
+posttrain's optimiser sees, at the best setting of a search of its own (`trl_equal_types`, of two finalists as well) and with
+all rows in one micro-batch (`trl_at_once`); TRL at its defaults, which are the same types, batch 8 and gradient
+checkpointing; and the limit: forward and backward of the same tokens without any logits or optimiser.
 
 grpo: a step is sampling, rewarding and one update: `--batch` questions, `--samples` completions each, temperature 1, no KL,
 TRL sampling through transformers' `generate` (its default). The reward is a pseudo-random function of the text, so that

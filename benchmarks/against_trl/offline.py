@@ -188,31 +188,34 @@ def compare(args: argparse.Namespace) -> None:
         "mode": args.mode, "data": str(args.data.resolve()), "model": args.model, "batch": args.batch, "steps": args.steps,
         "threads": args.threads, "dtype": args.dtype, "defaults": False,
     }  # fmt: skip
-    half = {**base, "batch": max(1, args.batch // 2), "steps": 2}
+    short = {**base, "steps": 2}  # the same rows for every setting
     batches = [b for b in ((1, 2) if args.quick else sorted({1, 2, args.batch})) if args.batch % b == 0]
     attentions = ("eager",) if args.quick else ("eager", "sdpa")
-    searched = search(((b, a, {**half, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
     sides: dict[str, dict[str, Any]] = {"posttrain": {**base, "side": "posttrain"}}
-    finalists = finalists_of(searched, unit, quick=args.quick)
-    best_of = [f"trl_{i + 1}" for i in range(len(finalists))]
-    sides |= {name: {**base, "side": "trl", **setting_of(entry)} for name, entry in zip(best_of, finalists, strict=True)}
+    searched = search(((b, a, short) for b in batches for a in attentions), unit)
+    theirs = {f"trl_{i + 1}": entry for i, entry in enumerate(finalists_of(searched, unit, quick=args.quick))}
+    sides |= {name: {**base, "side": "trl", **setting_of(entry)} for name, entry in theirs.items()}
+    best_of = {"trl_best": list(theirs)}
     if not args.quick:
-        wide = {**half, "dtype": "float32", "autocast": args.dtype != "float32"}  # what the optimiser sees with us
-        found = search(((b, a, {**wide, "batch": max(b, half["batch"])}) for b in batches for a in attentions), unit)
+        wide = {"dtype": "float32", "autocast": args.dtype != "float32"}  # what the optimiser sees with us
+        found = search(((b, a, {**short, **wide}) for b in batches for a in attentions), unit)
         searched += found
-        same = {**base, "side": "trl", **{name: wide[name] for name in ("dtype", "autocast")}}
-        sides["trl_equal_types"] = {**same, **setting_of(finalists_of(found, unit, quick=True)[0])}
+        same = {**base, "side": "trl", **wide}
+        theirs = {f"trl_equal_types_{i + 1}": entry for i, entry in enumerate(finalists_of(found, unit, quick=False))}
+        sides |= {name: {**same, **setting_of(entry)} for name, entry in theirs.items()}
+        best_of["trl_equal_types"] = list(theirs)
         at_once = [entry for entry in found if entry["device_batch"] == args.batch]
         if at_once:
-            sides["trl_at_once"] = {**same, "steps": 2, **setting_of(finalists_of(at_once, unit, quick=True)[0])}
+            sides["trl_at_once"] = {**same, **setting_of(finalists_of(at_once, unit, quick=True)[0])}
         if args.batch % 8 == 0:
             defaults = {"device_batch": 8, "attention": "sdpa", "defaults": True, "dtype": "float32"}
-            sides["trl_defaults"] = {**base, "side": "trl", "steps": 2, **defaults}
+            sides["trl_defaults"] = {**base, "side": "trl", **defaults}
     sides["limit_without_logits"] = {**base, "side": "limit"}
     rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
-    winner = winner_of({name: rounds[name] for name in best_of}, unit)
-    best = sides[winner]
-    rounds["trl_best"] = rounds.pop(winner)
+    for side, names in best_of.items():
+        winner = winner_of({name: rounds[name] for name in names}, unit)
+        rounds[side], sides[side] = rounds.pop(winner), sides.pop(winner)
+    best = sides["trl_best"]
     measures = {"speed_ratio": unit, "memory_ratio": "peak_gb"}
     summary = ratios(rounds["posttrain"], rounds["trl_best"], measures)
     for name in ("trl_equal_types", "trl_at_once", "trl_defaults"):
@@ -228,4 +231,4 @@ def compare(args: argparse.Namespace) -> None:
         memory = f", peak memory {told['memory_ratio']:.2f}" if "memory_ratio" in told else ""
         print(f"  posttrain / {name:20} speed {told['speed_ratio']:.2f} [{low:.2f}, {high:.2f}]{memory}")
     settings = {name: setting_of(side) for name, side in sides.items() if side["side"] == "trl"}
-    write(args, unit, summary, rounds, {}, searched, {"trl_best": setting_of(best), **settings})
+    write(args, unit, summary, rounds, {}, searched, settings)
