@@ -9,6 +9,8 @@ import pytest
 from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.specs import build
 from posttrain.core.types import Example
+from posttrain.finetuning.worked_examples import WorkedExamples
+from posttrain.prompting.zero_shot import ZeroShot
 from posttrain.tasks import list_tasks, load_task
 from posttrain.tasks.extraction import extractor
 from posttrain.tasks.user import BENCHMARKS
@@ -41,6 +43,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"id": "2", "question": "Is it safe?", "context": ["Unclear."], "choices": ["yes", "no", "maybe"],
          "answer": "maybe", "rationale": "More is needed.", "split": "train"},
     ],
+    "conclusions": [
+        {"id": "k-0", "context": ["We asked.", "They said no."], "rationale": "They do not want it.", "split": "test"},
+        {"id": "k-1", "context": ["We looked."], "rationale": "It was there.", "split": "train"},
+    ],
+    "dialogue": [
+        {"id": f"d-{i}", "messages": [
+            {"role": "user", "content": f"Have you seen part {i}?"}, {"role": "assistant", "content": "Yes, twice."},
+            {"role": "user", "content": "And?"}, {"role": "assistant", "content": "I liked it."},
+            {"role": "user", "content": "So did I."},
+        ]} for i in range(40)
+    ],
     "requests": [
         {"id": "r-0", "instruction": "Shorten the sentence.", "input": "It is, as it were, late.", "output": "It is late."},
         {"id": "r-1", "instruction": "Name a colour.", "input": "", "output": "Red."},
@@ -66,6 +79,9 @@ REPLIES: dict[str, tuple[str, str]] = {  # by example: a right reply and a wrong
     "y-0": ("Answer: No, it could not.", "Yes, it could."),
     "1": ("It did.\nAnswer: Yes", "No."),
     "2": ("Answer: maybe.", "Answer: yes"),
+    "k-0": ("They do not want it.", "They want it."),
+    "k-1": ("It was there.", "It was not there."),
+    **{f"d-{i}": ("I liked it.", "Yes, twice.") for i in range(40)},
     "r-0": ("It is late.", "It was late."),
     "r-1": ("red", "Reddish."),
     "b-0": ("Answer: no", "Answer: Yes"),
@@ -86,7 +102,7 @@ def load(name: str, folder: Path, ref: str | None = None) -> Any:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_a_benchmark_asks_reads_and_grades(name: str, tmp_path: Path) -> None:
     task = load(name, tmp_path)
-    splits = ("train", "test") if name == "pubmedqa" else ("test",)
+    splits = ("train", "test") if name in ("conclusions", "dialogue", "pubmedqa") else ("test",)
     examples: list[Example] = [example for split in splits for example in task.examples(split)]
     assert sorted(example.id for example in examples) == sorted(row["id"] for row in ROWS[name])
     for example in examples:
@@ -97,7 +113,7 @@ def test_a_benchmark_asks_reads_and_grades(name: str, tmp_path: Path) -> None:
         assert shown.endswith(task.instruction)
         assert all(choice in shown for choice in example.choices)
         asked = {"a": task.extract(right), "b": task.extract("I cannot say, there is much to weigh.\nSo much.")}
-        assert (asked["b"] is None) == (name != "requests")  # of which the whole reply is the answer
+        assert (asked["b"] is None) == bool(task.instruction)  # without one the whole reply is the answer
         assert task.key(str(asked["a"])) == task.key(str(example.answer)) or example.id == "a-2"
 
 
@@ -112,6 +128,48 @@ def test_a_request_is_its_instruction_with_its_input(tmp_path: Path) -> None:
     assert with_input.question == "Shorten the sentence.\n\nIt is, as it were, late."
     assert alone.question == "Name a colour."
     assert task.instruction == ""
+
+
+def test_a_conversation_is_answered_by_the_assistants_last_turn(tmp_path: Path) -> None:
+    task = load("dialogue", tmp_path)
+    examples = [*task.examples("train"), *task.examples("test")]
+    assert 0 < len(task.examples("test")) < 20, "a fifth of 40 is held out, by hash"
+    example = next(e for e in examples if e.id == "d-7")
+    assert [turn.content for turn in example.messages] == ["Have you seen part 7?", "Yes, twice.", "And?"]
+    assert (example.question, example.answer) == ("", "I liked it.")
+    assert {e.id for e in examples} == {row["id"] for row in ROWS["dialogue"]}
+    made = WorkedExamples(n=1, steps=False)(task, ZeroShot(), (), seed=0).rows[0]
+    assert made["completion"] == "I liked it.", "a reply, not an answer in a form that nobody asked for"
+    assert made["prompt"][1] == {"role": "assistant", "content": "Yes, twice."}
+
+
+def test_what_is_held_out_does_not_depend_on_other_rows(tmp_path: Path) -> None:
+    whole = {e.id for e in load("dialogue", tmp_path).examples("test")}
+    path = tmp_path / "some.jsonl"
+    again = [*ROWS["dialogue"][10:], {**ROWS["dialogue"][12], "id": "again"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in again), encoding="utf-8")
+    task = load_task("dialogue", data=path)
+    kept = {e.id for e in task.examples("test")}
+    assert kept - {"again"} == {i for i in whole if int(i[2:]) >= 10}
+    assert ("again" in kept) == ("d-12" in kept), "rows that ask the same are on one side"
+    given = load_task("dialogue", data=f"train={path},test={path}")
+    assert len(given.examples("train")) == len(given.examples("test")) == len(again), "splits that are given stay"
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("Hello", "a list of turns with 'role' and 'content' is needed"),
+        ([{"role": "bot", "content": "Hello"}], "a turn has the role 'bot': use system, user, assistant, tool"),
+        ([{"role": "assistant", "content": "Hello"}], "no reply of the assistant to a user: remove the row"),
+        ([{"role": "user", "content": "Hello"}], "no reply of the assistant to a user: remove the row"),
+    ],
+)
+def test_a_conversation_without_a_reply_is_said(messages: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "x", "messages": messages}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"task 'dialogue', row 1: .*{said}"):
+        load_task("dialogue", data=f"test={path}").examples("test")
 
 
 def test_context_choices_and_instruction_are_shown(tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ def test_formats_and_overrides(tmp_path: Path) -> None:
         ("data: rows.jsonl", {}, r"'name' is missing"),
         ("name: t", {}, r"say where the rows are"),
         ("name: t\ndata: a\nsplits: {test: b}", {}, r"either 'data' or 'splits'"),
+        ("name: t\ndata: a\nsplit: part\ntest_share: 0.2", {}, r"leave out 'split' and 'splits'"),
+        ("name: t\ndata: a\nmessages: chat\nanswer: a", {}, r"either 'messages'.* or 'question' and 'answer', not both"),
         ("name: t\ndata: rows.jsonl\ngrade: choice", {}, r"'extract: choice' and 'grade: choice' belong together"),
         (
             "name: t\ndata: rows.jsonl\nanswer: gold",

@@ -25,7 +25,7 @@ class WorkedExamples:
     or holds no worked steps.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     kind: ClassVar[str] = "data"
     measured: ClassVar[bool] = True
     cost: ClassVar[str] = "nothing: the task brings the solutions"
@@ -52,7 +52,8 @@ class WorkedExamples:
         for example in chosen:
             if self.steps and not example.rationale:
                 raise DataError(f"{task.name} has no worked steps for example {example.id}: use worked_examples:steps=false")
-            completion = example.rationale if self.steps and example.rationale else f"Answer: {example.answer}"
+            bare = f"Answer: {example.answer}" if task.instruction else str(example.answer)  # open requests ask for no form
+            completion = example.rationale if self.steps and example.rationale else bare
             if self.think:
                 completion = thought(completion, f"Answer: {example.answer}")
             prompt = ask(task, example.public(), seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["SPLITS", "only", "row_sources", "splits_in"]
+__all__ = ["SPLITS", "hold_out", "names_splits", "only", "row_sources", "splits_in"]
 
 SPLITS = ("train", "validation", "test")
 Rows = Sequence[Mapping[str, Any]]
@@ -27,7 +28,7 @@ def row_sources(
         name: the task's name.
         folder: relative paths are first looked for here.
     """
-    if isinstance(data, str) and "=" in data and not Path(data).exists():
+    if isinstance(data, str) and names_splits(data):
         pairs = [piece.partition("=")[::2] for piece in data.split(",")]
         data = {split.strip(): place.strip() for split, place in pairs}
     if isinstance(data, Mapping):
@@ -48,12 +49,38 @@ def row_sources(
     return {split: partial(_read, file, split) for split, file in files.items()}
 
 
+def names_splits(data: str | Path | None) -> bool:
+    """Return whether `data` says which file is which split: `train=FILE,test=FILE`."""
+    return isinstance(data, str) and "=" in data and not Path(data).exists()
+
+
 def splits_in(sources: Mapping[str, Callable[[], Rows]], column: str, name: str) -> dict[str, Callable[[], Rows]]:
     """Return the splits that a column of a single source's rows names: train, validation and test."""
     if len(sources) != 1:
         return dict(sources)
     (read,) = sources.values()
     return {split: only({split: read}, {column: split}, name)[split] for split in SPLITS}
+
+
+def hold_out(
+    sources: Mapping[str, Callable[[], Rows]], share: float, asked: Callable[[Mapping[str, Any]], str]
+) -> dict[str, Callable[[], Rows]]:
+    """Return a single source's rows as train and test.
+
+    A row is of the test split if the hash of what it asks, as a number in [0, 1), is below `share`: a row that is added
+    moves no other one, and rows that ask the same are on one side.
+    """
+    if len(sources) != 1:
+        return dict(sources)
+    (read,) = sources.values()
+
+    def place(row: Mapping[str, Any]) -> float:
+        return int.from_bytes(hashlib.sha256(asked(row).encode()).digest()[:8]) / 2**64
+
+    return {
+        "train": lambda: [row for row in read() if place(row) >= share],
+        "test": lambda: [row for row in read() if place(row) < share],
+    }
 
 
 def only(sources: Mapping[str, Callable[[], Rows]], wanted: Mapping[str, Any], name: str) -> dict[str, Callable[[], Rows]]:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..core.errors import ConfigError, DataError, did_you_mean
-from ..core.types import Example
+from ..core.types import Example, Message, Role
 from .equivalence import answer_key, same_mathematics, same_number
 from .extraction import Extractor, Kind, extractor
 from .numerals import number
@@ -28,10 +28,14 @@ _VERSION = 1  # raised when reading or grading changes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Where an example's parts are in a row; `question` may be a format string such as "{body} {question}"."""
+    """Where an example's parts are in a row; `question` may be a format string such as "{body} {question}".
+
+    With `messages`, a column of turns, the last turn of the assistant is the answer and what comes before it is asked.
+    """
 
     question: str = "question"
     answer: str = "answer"
+    messages: str | None = None
     rationale: str | None = None
     choices: str | None = None
     id: str | None = None
@@ -87,7 +91,8 @@ class Table:
         digest = hashlib.sha256(json.dumps(self._settings).encode())
         for split in sorted(self._sources):
             for e in self.examples(split):
-                digest.update(json.dumps([split, e.id, e.question, e.choices, e.answer, e.rationale]).encode())
+                turns = [[[turn.role, turn.content] for turn in e.messages]] if e.messages else []  # later than the others
+                digest.update(json.dumps([split, e.id, e.question, e.choices, e.answer, e.rationale, *turns]).encode())
         return digest.hexdigest()[:12]
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -137,9 +142,13 @@ class Table:
     def _example(self, row: Row, at: int) -> Example:
         columns = self._columns
         where = f"task '{self.name}', row {at}"
-        question = self._question(row, where)
+        if columns.messages:
+            turns, answer = _asked_and_answered(_cell(row, columns.messages, where), where)
+            question, asked = "", "\n".join(turn.content for turn in turns)
+        else:
+            question, answer = self._question(row, where), str(_cell(row, columns.answer, where)).strip()
+            turns, asked = (), question
         choices = _choices(_cell(row, columns.choices, where), where) if columns.choices else ()
-        answer = str(_cell(row, columns.answer, where)).strip()
         if self._grade == "choice":
             answer = _letter(answer, choices, where)
         if self._grade == "number" and number(answer) is None:
@@ -148,8 +157,9 @@ class Table:
             )
         rationale = _cell(row, columns.rationale, where) if columns.rationale else None
         return Example(
-            id=str(_cell(row, columns.id, where)) if columns.id else _content_id(question, answer),
+            id=str(_cell(row, columns.id, where)) if columns.id else _content_id(asked, answer),
             question=question,
+            messages=turns,
             choices=choices,
             answer=answer,
             rationale=None if rationale is None else _closed(str(rationale), answer),
@@ -174,6 +184,19 @@ def _cell(row: Row, column: str, where: str) -> Any:
 def _written(cell: Any) -> str:
     """Return a cell as text; a list of paragraphs is joined by line breaks."""
     return "\n".join(map(str, cell)) if isinstance(cell, list | tuple) else str(cell)
+
+
+def _asked_and_answered(cell: Any, where: str) -> tuple[tuple[Message, ...], str]:
+    """Return the turns before the assistant's last one, and that one's text."""
+    if not isinstance(cell, list) or not all(isinstance(turn, Mapping) for turn in cell):
+        raise DataError(f"{where}: messages are {cell!r:.80}: a list of turns with 'role' and 'content' is needed")
+    if strange := next((turn for turn in cell if turn.get("role") not in get_args(Role)), None):
+        raise DataError(f"{where}: a turn has the role {strange.get('role')!r}: use {', '.join(get_args(Role))}")
+    turns = [Message(role=turn["role"], content=str(turn.get("content") or "").strip()) for turn in cell]
+    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.content), default=-1)
+    if last < 1 or turns[last - 1].role != "user":
+        raise DataError(f"{where}: its messages have no reply of the assistant to a user: remove the row")
+    return tuple(turns[:last]), turns[last].content
 
 
 def _choices(cell: Any, where: str) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 from ..core.config import Strict, load_yaml
 from ..core.errors import ConfigError
 from ..core.specs import Spec, format_spec
-from ._sources import SPLITS, only, row_sources, splits_in
+from ._sources import SPLITS, hold_out, names_splits, only, row_sources, splits_in
 from .extraction import Kind
 from .table import Columns, Grade, Table
 
@@ -55,8 +57,10 @@ class TaskFile(Strict):
     data: str | None = None
     splits: Splits | None = None
     split: str | None = None  # of one file, the column that says which split a row belongs to
+    test_share: float | None = Field(default=None, gt=0, lt=1)  # of one file, how many of its rows are the test split
     question: str = "question"
     answer: str = "answer"
+    messages: str | None = None  # instead of question and answer: a conversation, answered by the assistant's last turn
     rationale: str | None = None
     choices: str | None = None
     id: str | None = None
@@ -70,6 +74,10 @@ class TaskFile(Strict):
     def _check(self) -> TaskFile:
         if self.data is not None and self.splits is not None:
             raise ValueError("give either 'data' or 'splits', not both")
+        if self.test_share is not None and (self.split or self.splits) is not None:
+            raise ValueError("'test_share' is of one file whose rows say no split: leave out 'split' and 'splits'")
+        if self.messages is not None and {"question", "answer"} & self.model_fields_set:
+            raise ValueError("give either 'messages', a conversation with its reply, or 'question' and 'answer', not both")
         if (self.grade == "choice") != (self.extract == "choice"):
             raise ValueError("'extract: choice' and 'grade: choice' belong together")
         if (self.extract == "label") > bool(self.labels) or (self.labels and self.extract not in ("label", "line")):
@@ -107,13 +115,20 @@ def load_user_task(path: Path, *, data: str | Path | None = None, wanted: Mappin
         )
     if file.split is not None:
         sources = splits_in(sources, file.split, file.name)
+    if file.test_share is not None and not names_splits(data):
+        sources = hold_out(sources, file.test_share, _asked_in(file))
     kind: Kind = "regex" if isinstance(file.extract, Regex) else file.extract
     instruction = _INSTRUCTIONS.get(kind, "").replace("{labels}", _listed(file.labels))
     return Table(
         format_spec(Spec(file.name, wanted or {})),
         only(sources, wanted, file.name) if wanted else sources,
         columns=Columns(
-            question=file.question, answer=file.answer, rationale=file.rationale, choices=file.choices, id=file.id
+            question=file.question,
+            answer=file.answer,
+            messages=file.messages,
+            rationale=file.rationale,
+            choices=file.choices,
+            id=file.id,
         ),
         extract=kind,
         pattern=file.extract.regex if isinstance(file.extract, Regex) else "",
@@ -122,6 +137,13 @@ def load_user_task(path: Path, *, data: str | Path | None = None, wanted: Mappin
         instruction=instruction if file.instruction is None else file.instruction,
         max_tokens=file.max_tokens,
     )
+
+
+def _asked_in(file: TaskFile) -> Callable[[Mapping[str, Any]], str]:
+    """Return what tells of a row whether it asks the same as another."""
+    template = file.messages or file.question
+    names = re.findall(r"\{(\w+)\}", template) or [template]
+    return lambda row: json.dumps([row.get(name) for name in names], default=str)
 
 
 def _listed(labels: list[str]) -> str:
