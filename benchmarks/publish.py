@@ -26,38 +26,39 @@ FIGURES = {
     "win_rates": "How often each side's replies are preferred, with 95% intervals",
     "objectives": "Several objectives at once",
 }
-MEASURED = {  # method -> (run, rungs)
-    "zero_shot": ("quickstart", ["zero-shot"]),
-    "few_shot": ("quickstart", ["few-shot"]),
-    "few_shot_cot": ("quickstart", ["chain-of-thought"]),
-    "zero_shot_cot": ("inference-methods", ["zero-shot-cot"]),
-    "greedy": ("quickstart", ["zero-shot", "sft-greedy"]),
-    "sample": ("inference-methods", ["sample"]),
-    "self_consistency": ("quickstart", ["self-consistency", "sft-self-consistency"]),
-    "best_of_n": ("inference-methods", ["best-of-n", "best-of-n-weighted"]),
-    "sft": ("quickstart", ["sft-greedy"]),
-    "dpo": ("preference", ["dpo", "ipo", "orpo", "simpo"]),
-    "kto": ("preference", ["kto"]),
-    "preference_sft": ("preference-sft", ["chosen", "best", "ranked", "weighted"]),
-    "scored_responses": ("preference-sft", ["best", "weighted"]),
-    "verified_traces": ("self-taught", ["test-1", "test-2"]),
-    "distill": ("distillation", ["token", "on-policy", "on-policy-forward"]),
-    "distilled": ("distillation", ["sequence"]),
-    "mixed": ("domain", ["tuned-replay"]),
-    "worked_examples": ("quickstart", ["sft-greedy"]),
-    "grpo": ("grpo", ["rft-greedy", "grpo-greedy"]),
-    "questions": ("r1-zero", ["zero-test"]),
-    "verified_pairs": ("preference", ["chosen", "dpo"]),
-    "instructed": ("searches", ["instructed"]),
-    "confidence_sampling": ("searches", ["confidence"]),
-    "verified_search": ("searches", ["verified"]),
-    "self_refine": ("searches", ["refine"]),
-    "budget_forcing": ("searches", ["forcing"]),
-    "beam_search": ("searches", ["beam"]),
-    "diverse_tree_search": ("searches", ["dvts"]),
-    "particle_filtering": ("searches", ["particles"]),
-    "tree_of_thoughts": ("searches", ["tot"]),
-    "mcts": ("searches", ["mcts"]),
+MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with their rungs
+    "zero_shot": [("quickstart", ["zero-shot"])],
+    "few_shot": [("quickstart", ["few-shot"])],
+    "few_shot_cot": [("quickstart", ["chain-of-thought"])],
+    "zero_shot_cot": [("inference-methods", ["zero-shot-cot"])],
+    "greedy": [("quickstart", ["zero-shot", "sft-greedy"])],
+    "sample": [("inference-methods", ["sample"])],
+    "self_consistency": [("quickstart", ["self-consistency", "sft-self-consistency"])],
+    "best_of_n": [("inference-methods", ["best-of-n", "best-of-n-weighted"])],
+    "sft": [("quickstart", ["sft-greedy"])],
+    "dpo": [("feedback", ["dpo"]), ("preference", ["dpo", "ipo", "orpo", "simpo"])],
+    "kto": [("preference", ["kto"])],
+    "preference_sft": [("preference-sft", ["chosen", "best", "ranked", "weighted"])],
+    "scored_responses": [("preference-sft", ["best", "weighted"])],
+    "verified_traces": [("feedback", ["rft-greedy"]), ("self-taught", ["test-1", "test-2"])],
+    "distill": [("distillation", ["token", "on-policy", "on-policy-forward"])],
+    "distilled": [("distillation", ["sequence"])],
+    "mixed": [("domain", ["tuned-replay"])],
+    "worked_examples": [("quickstart", ["sft-greedy"])],
+    "grpo": [("feedback", ["rft-greedy", "grpo"]), ("grpo", ["rft-greedy", "grpo-greedy"])],
+    "questions": [("r1-zero", ["zero-test"])],
+    "verified_pairs": [("feedback", ["dpo"]), ("preference", ["chosen", "dpo"])],
+    "instructed": [("searches", ["instructed"])],
+    "confidence_sampling": [("searches", ["confidence"])],
+    "verified_search": [("searches", ["verified"])],
+    "self_refine": [("searches", ["refine"])],
+    "budget_forcing": [("searches", ["forcing"])],
+    "beam_search": [("searches", ["beam"])],
+    "diverse_tree_search": [("searches", ["dvts"])],
+    "particle_filtering": [("searches", ["particles"])],
+    "tree_of_thoughts": [("searches", ["tot"])],
+    "mcts": [("searches", ["mcts"])],
+    "reward_model": [("feedback", ["best-reward", "weighted-reward"])],
 }
 PLACES = dict.fromkeys(
     (
@@ -79,12 +80,14 @@ PLACES = dict.fromkeys(
     "preference-rates": "preference",
     "starts": "preference",
     "early": "preference",
+    "feedback": "preference",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
     "preference-sft": "[All ways](../results/finetuning/preference-sft.md). ",
     "self-taught": "[Round by round](../results/finetuning/self-taught.md). ",
     "distillation": "[All ways, from a teacher that is right](../results/finetuning/distillation.md). ",
+    "feedback": "[What feedback on own replies is worth](../results/preference/feedback.md). ",
     "preference": "[The same pairs for every method](../results/preference/preference.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
@@ -186,6 +189,12 @@ def replayed(findings: list[str]) -> str | None:
     return " ".join(said) or None
 
 
+def said_of(run: str, rungs: list[str]) -> str:
+    """What a published run says of some of its rungs, behind a link to its page."""
+    report = json.loads((ROOT / "docs" / "results" / PLACES.get(run, "") / run / "report.json").read_text())
+    return PAGES.get(run, "") + " ".join(told(report, rung) for rung in rungs)
+
+
 def fill(method: str, said: str) -> None:
     """Put a measured result behind a method's marker, in place of an earlier one or of "Not measured yet"."""
     path = ROOT / "docs" / "methods" / f"{method}.md"
@@ -224,9 +233,9 @@ def main() -> None:
     if "quickstart" in reports:
         text = between(text, "quickstart", ladder(reports["quickstart"]) + f"\n\n{reports['quickstart']['headline']}")
     readme.write_text(text)
-    for method, (run, rungs) in MEASURED.items():
-        if run in reports:
-            fill(method, PAGES.get(run, "") + " ".join(told(reports[run], rung) for rung in rungs))
+    for method, runs in MEASURED.items():
+        if any(run in reports for run, _ in runs):
+            fill(method, " ".join(said_of(run, rungs) for run, rungs in runs))
     for method, findings in REPLAYED.items():
         if said := replayed(findings):
             fill(method, said)
