@@ -136,6 +136,8 @@ def test_words():
         "sft: about 3.0 GiB of memory at most (weights 1.0 GiB, masters 2.0 GiB, Adam 1 MiB); 2.0 GiB beside the weights, "
         "8.0 GiB free; 7 steps, about 10 min"
     )
+    asked = words("grpo", found, asks=True)
+    assert asked.endswith("7 steps, about 10 min, were every sample as long as it may be and none without gradient")
 
 
 def test_it_is_told_before_the_first_step_and_advice_with_it(tmp_path, monkeypatch, capsys):

@@ -229,17 +229,16 @@ def advice(sizes: Sizes, found: Estimate, *, longest: int, cuda: bool, world: in
     return f"more than is free, and no single setting is enough: combine {listed}, shorten the rows or take a smaller model"
 
 
-def words(name: str, found: Estimate) -> str:
-    """Return the estimate as a sentence."""
+def words(name: str, found: Estimate, *, asks: bool = False) -> str:
+    """Return the estimate as a sentence; of a method that `asks`, the time is that of samples of full length."""
     parts = {
         "weights": found.weights, "masters": found.masters, "gradients": found.gradients, "Adam": found.adam,
         "activations": found.activations, "logits": found.logits, "gathered": found.gathered, "overhead": found.overhead,
     }  # fmt: skip
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size)
     free = "" if found.free is None else f"; {_gib(found.more)} beside the weights, {_gib(found.free)} free"
-    return (
-        f"{name}: about {_gib(found.total)} of memory at most ({listed}){free}; {found.steps} steps, {_time(found.seconds)}"
-    )
+    time = _time(found.seconds) + (", were every sample as long as it may be and none without gradient" if asks else "")
+    return f"{name}: about {_gib(found.total)} of memory at most ({listed}){free}; {found.steps} steps, {time}"
 
 
 def _gib(size: int) -> str:

@@ -236,7 +236,8 @@ class Session:
             once = sum(objective.work(item, backward=False).flops for item in held_out.items)
             flops += (-(-steps // held_out.every) + held_out.start) * once
         found = replace(estimate(sizes), steps=steps, seconds=flops / speed / world, free=free_memory(loaded.device))
-        told = words(type(method).__name__.lower(), found)
+        asks = bool(getattr(method, "asks", False))  # how long its samples will be is not known
+        told = words(type(method).__name__.lower(), found, asks=asks)
         better = advice(sizes, found, longest=longest, cuda=loaded.device.type == "cuda", world=world)
         say(told if better is None else f"{told}: {better}")
         by_first_process(lambda: write_json(self.out / "estimate.json", found.to_dict()))
