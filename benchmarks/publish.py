@@ -58,7 +58,7 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "particle_filtering": [("searches", ["particles"])],
     "tree_of_thoughts": [("searches", ["tot"])],
     "mcts": [("searches", ["mcts"])],
-    "reward_model": [("feedback", ["best-reward", "weighted-reward"])],
+    "reward_model": [("feedback", ["best-reward"])],
 }
 PLACES = dict.fromkeys(
     (

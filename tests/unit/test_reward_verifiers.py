@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from posttrain.core.errors import CapabilityError, ConfigError, ContextOverflowError, ModelError
-from posttrain.core.types import Example, Message, Prompt, Sampling, Score, Usage
+from posttrain.core.types import Completion, Example, Message, Prompt, Sampling, Score, Usage
 from posttrain.data.chat import render_text
 from posttrain.engines.meter import Account, Metered
 from posttrain.engines.scripted import ScriptedEngine
@@ -221,6 +221,25 @@ def test_batches_are_bounded_and_sorted(tmp_path: Path, monkeypatch: pytest.Monk
         (n for batch in seen for n in batch), reverse=True
     )
     assert len(seen) < len(texts)
+
+
+def test_equal_texts_are_computed_once_and_charged_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "rm", "SequenceClassification")
+    engine: Any = build_verifier(f"reward_model:model={folder},batch_tokens=200", task=TASK).open()
+    seen: list[Any] = []
+    read = engine._read
+    monkeypatch.setattr(engine, "_read", lambda batch: seen.extend(batch) or read(batch))
+    prompt = Prompt(messages=(Message(role="user", content="How many?"),))
+    texts = ["Five.", "Six.", "Five.", "Seven of them.", "Six.", "Five."]
+
+    async def scored() -> list[Completion]:
+        return await asyncio.gather(*(engine.score(prompt, text) for text in texts))
+
+    found = asyncio.run(scored())
+    assert len(seen) == len(set(seen)) == 3
+    assert [c.rewards for c in found] == [found[texts.index(text)].rewards for text in texts]
+    assert len({c.rewards for c in found}) == 3
+    assert all(c.usage.scored == engine.count_scored(prompt, c.text) > 0 for c in found)
 
 
 def test_a_cancelled_request_is_dropped_and_the_next_is_served(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ class RewardEngine:
     """Scores given texts with a reward model: `score` returns them with `Completion.rewards`, one per position.
 
     Concurrent calls are batched together, longest first, into right-padded batches of at most `batch_tokens` tokens, padding
-    included. A reward does not depend on what else is in its batch (beyond the rounding of its number type). It is
-    metered like any engine: every token of the sequence counts as scored. It generates nothing.
+    included; equal texts are computed once. A reward does not depend on what else is in its batch (beyond the rounding of
+    its number type). It is metered like any engine: every token of the sequence counts as scored. It generates nothing.
 
     Args:
         scorer: the model.
@@ -129,24 +129,30 @@ class RewardEngine:
 
     def _serve(self) -> None:
         while batch := self._next():
+            different = list(dict.fromkeys(job.laid for job in batch))
             try:
-                found = self._read([job.laid for job in batch])
+                found = dict(zip(different, self._read(different), strict=True))
             except BaseException as error:
                 for job in batch:
                     job.future.set_exception(error)
             else:
-                for job, rewards in zip(batch, found, strict=True):
-                    job.future.set_result(rewards)
+                for job in batch:
+                    job.future.set_result(found[job.laid])
 
     def _next(self) -> list[_Job]:
-        """Take the longest of what waits and as many of the next longest as the token budget holds."""
+        """Take the longest of what waits and as many different ones of the next longest as the token budget holds."""
         with self._lock:
             self._waiting = [job for job in self._waiting if not job.future.cancelled()]
             if not self._waiting:
                 return []
-            self._waiting.sort(key=lambda job: len(job.laid.ids))
-            rows = max(1, self._batch_tokens // len(self._waiting[-1].laid.ids))
-            self._waiting, batch = self._waiting[:-rows], self._waiting[-rows:]
+            self._waiting.sort(key=lambda job: (len(job.laid.ids), job.laid.ids))
+            room = max(1, self._batch_tokens // len(self._waiting[-1].laid.ids))
+            taken: set[Laid] = set()
+            first = len(self._waiting)
+            while first and (len(taken) < room or self._waiting[first - 1].laid in taken):
+                first -= 1
+                taken.add(self._waiting[first].laid)
+            self._waiting, batch = self._waiting[:first], self._waiting[first:]
         return [job for job in batch if job.future.set_running_or_notify_cancel()] or self._next()
 
     def _read(self, batch: Sequence[Laid]) -> list[tuple[float, ...]]:

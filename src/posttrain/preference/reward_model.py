@@ -56,6 +56,7 @@ class RewardModel(TrainerSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     scored: ClassVar[bool] = True  # rows keep scores, margins and subsets on the way here
     paper: ClassVar[str] = (
         "Stiennon et al. 2020, arXiv 2009.01325 (pairs); Ouyang et al. 2022, arXiv 2203.02155 (rankings); "
