@@ -120,6 +120,10 @@ def test_worked_examples_are_drawn_without_replacement() -> None:
     assert len({row["id"] for row in made.rows}) == 5
     assert all(row["completion"] == f"so\nAnswer: {row['id']}" for row in made.rows)
     bare = WorkedExamples(n=5, steps=False)(Task(EXAMPLES), prompter, [], seed=0)
+    assert [row["completion"] for row in bare.rows] == [row["id"] for row in made.rows], "the task asks for no form"
+    asking = Task(EXAMPLES)
+    asking.instruction = 'Finish with a line "Answer: ".'
+    bare = WorkedExamples(n=5, steps=False)(asking, prompter, [], seed=0)
     assert [row["completion"] for row in bare.rows] == [f"Answer: {row['id']}" for row in made.rows]
 
 
