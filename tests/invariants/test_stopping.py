@@ -23,6 +23,15 @@ METHODS = {"sft": (SFT, demonstrations(13)), "dpo": (DPO, preferences(13))}
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell starts background jobs with Ctrl-C ignored, and what they start inherits it: the tests are about the rest."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     return Checkpoint(path=folder(tmp_path_factory.mktemp("start") / "model"))
