@@ -1,6 +1,7 @@
 """The tasks that ship with the package, on rows of the shapes of their published files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.specs import build
 from posttrain.core.types import Example
 from posttrain.finetuning.worked_examples import WorkedExamples
+from posttrain.prompting.few_shot import FewShot
 from posttrain.prompting.zero_shot import ZeroShot
 from posttrain.tasks import list_tasks, load_task
 from posttrain.tasks.extraction import extractor
@@ -141,6 +143,11 @@ def test_a_conversation_is_answered_by_the_assistants_last_turn(tmp_path: Path) 
     made = WorkedExamples(n=1, steps=False)(task, ZeroShot(), (), seed=0).rows[0]
     assert made["completion"] == "I liked it.", "a reply, not an answer in a form that nobody asked for"
     assert made["prompt"][1] == {"role": "assistant", "content": "Yes, twice."}
+    shown = FewShot(k=1, style="text")(task, example.public(), seed=0)
+    assert re.search(
+        r"^Question: User: Have you seen part \d+\?\n\nAssistant: Yes, twice\.\n\nUser: And\?\nI liked it\.\n\n",
+        shown.messages[-1].content,
+    ), "the shot's whole conversation, and its reply as it is"
 
 
 def test_what_is_held_out_does_not_depend_on_other_rows(tmp_path: Path) -> None:
@@ -154,6 +161,9 @@ def test_what_is_held_out_does_not_depend_on_other_rows(tmp_path: Path) -> None:
     assert ("again" in kept) == ("d-12" in kept), "rows that ask the same are on one side"
     given = load_task("dialogue", data=f"train={path},test={path}")
     assert len(given.examples("train")) == len(given.examples("test")) == len(again), "splits that are given stay"
+    (split := tmp_path / "split").mkdir()
+    path.rename(split / "test.jsonl")
+    assert len(load_task("dialogue", data=split).examples("test")) == len(again), "and so does a folder's"
 
 
 @pytest.mark.parametrize(

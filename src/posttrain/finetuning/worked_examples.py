@@ -11,6 +11,7 @@ from ..core.protocols import Prompter, Task
 from ..core.seeds import rng
 from ..core.types import Made, Sampled
 from ..data.asking import asking
+from ..tasks.wording import answer_text
 
 __all__ = ["WorkedExamples"]
 
@@ -52,8 +53,7 @@ class WorkedExamples:
         for example in chosen:
             if self.steps and not example.rationale:
                 raise DataError(f"{task.name} has no worked steps for example {example.id}: use worked_examples:steps=false")
-            bare = f"Answer: {example.answer}" if task.instruction else str(example.answer)  # open requests ask for no form
-            completion = example.rationale if self.steps and example.rationale else bare
+            completion = example.rationale if self.steps and example.rationale else answer_text(task, example.answer)
             if self.think:
                 completion = thought(completion, f"Answer: {example.answer}")
             prompt = ask(task, example.public(), seed=seed)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ..core.protocols import Task
 from ..core.types import Example, Prompt
+from ..tasks.wording import answer_text
 from ._nearest import Embedding
 from ._shots import Draw, Order, Select
 from ._turns import Style, few_shot_prompt
@@ -20,7 +21,8 @@ __all__ = ["FewShot"]
 class FewShot:
     """Show k solved examples, answers without steps, then ask.
 
-    prompt = [system] (question₁, "Answer: a₁") … (question_k, "Answer: a_k") question.
+    prompt = [system] (question₁, "Answer: a₁") … (question_k, "Answer: a_k") question; replies are bare where the task asks
+    for no form.
 
     Shots come from the task's training split; see `_shots.Draw` for how they are chosen and what counts as a copy. When the
     prompt does not fit the context, whole shots are dropped from the front, and counted in the row's trace.
@@ -64,5 +66,5 @@ class FewShot:
     def __call__(self, task: Task, example: Example, *, seed: int) -> Prompt:
         """Return the prompt for one example."""
         shots = self._draw.shots(task, example, seed=seed, usable=lambda shot: shot.answer is not None)
-        pairs = [(shot, f"Answer: {shot.answer}") for shot in shots]
+        pairs = [(shot, answer_text(task, shot.answer)) for shot in shots]
         return few_shot_prompt(task, example, pairs, style=self.style, system=self.system, instruct=self.instruction)

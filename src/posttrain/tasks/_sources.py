@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["SPLITS", "hold_out", "names_splits", "only", "row_sources", "splits_in"]
+__all__ = ["SPLITS", "hold_out", "only", "row_sources", "splits_in"]
 
 SPLITS = ("train", "validation", "test")
 Rows = Sequence[Mapping[str, Any]]
@@ -18,7 +18,11 @@ _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def row_sources(
-    data: str | Path | Mapping[str, str], *, name: str, folder: Path | None = None
+    data: str | Path | Mapping[str, str],
+    *,
+    name: str,
+    folder: Path | None = None,
+    of_one_file: Callable[[Callable[[], Rows]], dict[str, Callable[[], Rows]]] = lambda read: {"test": read},
 ) -> dict[str, Callable[[], Rows]]:
     """Return split -> function that reads its rows.
 
@@ -27,8 +31,9 @@ def row_sources(
             (its own splits), `train=FILE,test=FILE`, or a mapping of the same.
         name: the task's name.
         folder: relative paths are first looked for here.
+        of_one_file: what splits a single file's rows are; they are the test split unless it says otherwise.
     """
-    if isinstance(data, str) and names_splits(data):
+    if isinstance(data, str) and "=" in data and not Path(data).exists():
         pairs = [piece.partition("=")[::2] for piece in data.split(",")]
         data = {split.strip(): place.strip() for split, place in pairs}
     if isinstance(data, Mapping):
@@ -40,18 +45,13 @@ def row_sources(
     if isinstance(place, str):  # a hub id has splits of its own
         return {split: partial(_read, place, split) for split in ("train", "test")}
     if not place.is_dir():
-        return {"test": partial(_read, place, "test")}
+        return of_one_file(partial(_read, place, "test"))
     files = {split: found for split in SPLITS if (found := _file_of(place, name, split)) is not None}
     if not files:
         raise DataError(
             f"{place}: no test.jsonl or {name}_test.jsonl (or train, validation; or {', '.join(_SUFFIXES[1:])}) here"
         )
     return {split: partial(_read, file, split) for split, file in files.items()}
-
-
-def names_splits(data: str | Path | None) -> bool:
-    """Return whether `data` says which file is which split: `train=FILE,test=FILE`."""
-    return isinstance(data, str) and "=" in data and not Path(data).exists()
 
 
 def splits_in(sources: Mapping[str, Callable[[], Rows]], column: str, name: str) -> dict[str, Callable[[], Rows]]:
@@ -63,16 +63,13 @@ def splits_in(sources: Mapping[str, Callable[[], Rows]], column: str, name: str)
 
 
 def hold_out(
-    sources: Mapping[str, Callable[[], Rows]], share: float, asked: Callable[[Mapping[str, Any]], str]
+    read: Callable[[], Rows], share: float, asked: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, Callable[[], Rows]]:
-    """Return a single source's rows as train and test.
+    """Return one file's rows as train and test.
 
     A row is of the test split if the hash of what it asks, as a number in [0, 1), is below `share`: a row that is added
     moves no other one, and rows that ask the same are on one side.
     """
-    if len(sources) != 1:
-        return dict(sources)
-    (read,) = sources.values()
 
     def place(row: Mapping[str, Any]) -> float:
         return int.from_bytes(hashlib.sha256(asked(row).encode()).digest()[:8]) / 2**64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from ..core.config import Strict, load_yaml
 from ..core.errors import ConfigError
 from ..core.specs import Spec, format_spec
-from ._sources import SPLITS, hold_out, names_splits, only, row_sources, splits_in
+from ._sources import SPLITS, hold_out, only, row_sources, splits_in
 from .extraction import Kind
 from .table import Columns, Grade, Table
 
@@ -102,21 +103,22 @@ def benchmark_about(path: Path) -> str:
 def load_user_task(path: Path, *, data: str | Path | None = None, wanted: Mapping[str, Any] | None = None) -> Table:
     """Return the task that a YAML file describes; `data` replaces where its rows come from, `wanted` keeps some of them."""
     file = load_yaml(TaskFile, path)
+    how: dict[str, Any] = {"name": file.name}
+    if file.test_share is not None:
+        how["of_one_file"] = partial(hold_out, share=file.test_share, asked=_asked_in(file))
     if data is not None:
-        sources = row_sources(data, name=file.name)
+        sources = row_sources(data, **how)
     elif file.splits is not None:
         places = {split: place for split in SPLITS if (place := getattr(file.splits, split)) is not None}
-        sources = row_sources(places, name=file.name, folder=path.parent)
+        sources = row_sources(places, **how, folder=path.parent)
     elif file.data is not None:
-        sources = row_sources(file.data, name=file.name, folder=path.parent)
+        sources = row_sources(file.data, **how, folder=path.parent)
     else:
         raise ConfigError(
             f"{path}: say where the rows are: 'data: FILE', 'splits: {{train: FILE, test: FILE}}' or --data FILE"
         )
     if file.split is not None:
         sources = splits_in(sources, file.split, file.name)
-    if file.test_share is not None and not names_splits(data):
-        sources = hold_out(sources, file.test_share, _asked_in(file))
     kind: Kind = "regex" if isinstance(file.extract, Regex) else file.extract
     instruction = _INSTRUCTIONS.get(kind, "").replace("{labels}", _listed(file.labels))
     return Table(
