@@ -23,13 +23,13 @@ def shrunk(folder: Path) -> Path:
     (folder / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in verdicts))
     recipe = yaml.safe_load((RECIPES / "ai_feedback.yaml").read_text(encoding="utf-8"))
     changes = recipe.pop("sizes")["smoke"]
-    assert "stages.worked.data.maker" in changes
+    assert "vars.worked" in changes
     recipe |= {"model": str(folder / "model"), "dtype": "float32", "examples": {"test": 2, "validation": 6, "train": 12}}
     recipe["task"] = changes["task"]
     for stage in recipe["stages"]:
         if "eval" in stage:
             stage["eval"]["max_tokens"] = 4
-            stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=6", "n=3")
+            stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=4", "n=3")
         if stage["name"] in ("verdicts", "gold"):
             stage["data"] = {"file": "verdicts.jsonl" if stage["name"] == "verdicts" else "pairs.jsonl"}
         if stage["name"] == "worked":

@@ -47,7 +47,7 @@ def shrunk(name: str, folder: Path) -> Path:
             stage["data"]["maker"] = "questions:n=2"
         if stage["name"] == "train-ppo":
             stage["train"]["method"] = changes["stages.train-ppo.train.method"].replace(
-                "rollout_tokens=24", "rollout_tokens=4"
+                "rollout_tokens=40", "rollout_tokens=4"
             )
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
@@ -61,8 +61,8 @@ def shrunk(name: str, folder: Path) -> Path:
     ("preference_rates", ["sft-greedy", "any-3e-6", "any-1e-5", "beginning-3e-6", "beginning-1e-5"]),
     ("online_dpo", ["sft-greedy", "dpo", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
-    ("oreo", ["start", "rejection", "offline", "beam", "value-beam", "online-1"]),
-    ("rlhf", ["sft-greedy", "best-reward", "ppo"]),
+    ("oreo", ["sft-greedy", "rejection", "offline", "beam", "value-beam", "online-1"]),
+    ("rlhf", ["sft-greedy", "vote", "best-reward", "weighted-reward", "ppo", "best-32"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

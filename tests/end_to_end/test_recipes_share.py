@@ -23,22 +23,25 @@ def keys(name: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def preference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("model")
     tiny_models.folder(folder)
-    return folder, keys("preference", folder)
+    return folder, {of: keys(of, folder) for of in ("preference", "feedback")}
 
 
-@pytest.mark.parametrize(("name", "shared"), [
-    ("grpo", BASE[:-1]),
-    ("online_dpo", [*BASE, "train-dpo", "dpo"]),
-    ("reward_model", [*BASE, "reward"]),
-    ("rlhf", [*BASE, "reward", "best-reward"]),
+@pytest.mark.parametrize(("name", "of", "shared"), [
+    ("grpo", "preference", BASE[:-1]),
+    ("reward_model", "preference", [*BASE, "reward"]),
+    ("online_dpo", "feedback", [*BASE, "train-dpo", "dpo"]),
+    ("rlhf", "feedback", [*BASE[:-1], "scored", "reward", "vote", "best-reward", "weighted-reward"]),
+    ("process_reward", "feedback", [*BASE[:3], "vote"]),
+    ("oreo", "feedback", BASE[:3]),
+    ("ai_feedback", "feedback", BASE[:3]),
 ])  # fmt: skip
-def test_stages_are_those_of_preference(name: str, shared: list[str], preference: tuple[Path, dict[str, str]]) -> None:
-    folder, theirs = preference
+def test_stages_are_those_of(name: str, of: str, shared: list[str], run: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    folder, theirs = run
     own = keys(name, folder)
-    assert [stage for stage in own if theirs.get(stage) == own[stage]] == shared
+    assert [stage for stage in own if theirs[of].get(stage) == own[stage]] == shared
 
 
 def test_students_begin_as_distillation_does(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,10 @@ from posttrain.core.errors import CapabilityError, ConfigError, ContextOverflowE
 from posttrain.core.types import Completion, Example, Message, Prompt, Sampling, Score, Usage
 from posttrain.data.chat import render_text
 from posttrain.engines.meter import Account, Metered
+from posttrain.engines.rewards import GROUP
 from posttrain.engines.scripted import ScriptedEngine
 from posttrain.models.scorers import load_classifier
+from posttrain.models.scoring import ScoreForward
 from posttrain.stats.flops import forward_flops
 from posttrain.stats.steps import aggregate
 from posttrain.verifiers import build_verifier
@@ -206,29 +209,71 @@ def test_a_model_is_loaded_once_and_anew_when_it_changed(tmp_path: Path, monkeyp
     assert len(loads) == 2
 
 
-def test_batches_are_bounded_and_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def batches(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """Watch what is computed together."""
+    seen: list[list[Any]] = []
+    read = engine._read
+    monkeypatch.setattr(engine, "_read", lambda batch: seen.append([laid for laid, _ in batch]) or read(batch))
+    return seen
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_batches_are_bounded(packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "rm", "SequenceClassification")
+    if not packs:
+        monkeypatch.setattr(ScoreForward, "_packing_is_exact", lambda self: False)
     verifier = build_verifier(f"reward_model:model={folder},batch_tokens=200", task=TASK)
     engine: Any = verifier.open()
-    seen: list[list[int]] = []
-    read = engine._read
-    monkeypatch.setattr(engine, "_read", lambda batch: seen.append([len(laid.ids) for laid in batch]) or read(batch))
+    assert engine._scorer.packs == packs
+    seen = batches(engine, monkeypatch)
     texts = ["x" * n for n in (1, 60, 2, 55, 3, 50, 4, 45, 120)]
     asyncio.run(verifier(ASKED, texts))
-    assert sorted(n for batch in seen for n in batch) == sorted(rendered(text).shape[1] for text in texts)
-    assert all(len(batch) * max(batch) <= 200 or len(batch) == 1 for batch in seen)
-    assert [n for batch in seen for n in sorted(batch, reverse=True)] == sorted(
-        (n for batch in seen for n in batch), reverse=True
-    )
+    lengths = [[len(laid.ids) for laid in batch] for batch in seen]
+    assert sorted(n for batch in lengths for n in batch) == sorted(rendered(text).shape[1] for text in texts)
     assert len(seen) < len(texts)
+    if packs:
+        assert all(sum(batch) <= 200 or len(batch) == 1 for batch in lengths)
+    else:
+        assert all(len(batch) * max(batch) <= 200 or len(batch) == 1 for batch in lengths)
+        in_order = [n for batch in lengths for n in batch]
+        assert in_order == sorted(in_order, reverse=True)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_texts_of_a_question_share_it_and_score_as_each_alone(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions come mixed; a text that another goes on from, one twice, and more texts than a group holds."""
+    folder = make(tmp_path / "rm", "SequenceClassification", architecture)
+    engine: Any = build_verifier(f"reward_model:model={folder},dtype=float32", task=TASK).open()
+    seen = batches(engine, monkeypatch)
+    read: list[list[list[Any]]] = []
+    logits = engine._scorer.logits
+    scorer = replace(engine._scorer, logits=lambda groups: read.append(list(groups)) or logits(groups))
+    monkeypatch.setattr(engine, "_scorer", scorer)
+    prompts = [Prompt(messages=(Message(role="user", content=text),)) for text in ("How many?", "How much?", "When?")]
+    texts = ["one", "one two", "one", "", *(f"{'ab' * (i % 3)} {i}" for i in range(20))]
+
+    async def scored() -> list[Completion]:
+        return await asyncio.gather(*(engine.score(prompt, text) for text in texts for prompt in prompts))
+
+    found = asyncio.run(scored())
+    groups = [group for batch in read for group in batch]
+    assert max(len(group) for group in groups) == GROUP
+    assert {len({laid.ids[:20] for laid in group}) for group in groups} == {1}  # no group has two questions
+    assert sum(len(batch) for batch in seen) == 3 * (len(texts) - 1)
+    for at, completion in enumerate(found):
+        turns = [*prompts[at % 3].messages, Message(role="assistant", content=texts[at // 3])]
+        ids = tiny_models.tokenizer()(render_text(tiny_models.tokenizer(), turns, generation_prompt=False)).input_ids
+        expected = own_logits(folder, "SequenceClassification", torch.tensor([ids]))
+        assert completion.rewards is not None
+        assert completion.rewards[0] == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
 
 
 def test_equal_texts_are_computed_once_and_charged_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "rm", "SequenceClassification")
     engine: Any = build_verifier(f"reward_model:model={folder},batch_tokens=200", task=TASK).open()
-    seen: list[Any] = []
-    read = engine._read
-    monkeypatch.setattr(engine, "_read", lambda batch: seen.extend(batch) or read(batch))
+    computed = batches(engine, monkeypatch)
     prompt = Prompt(messages=(Message(role="user", content="How many?"),))
     texts = ["Five.", "Six.", "Five.", "Seven of them.", "Six.", "Five."]
 
@@ -236,6 +281,7 @@ def test_equal_texts_are_computed_once_and_charged_each(tmp_path: Path, monkeypa
         return await asyncio.gather(*(engine.score(prompt, text) for text in texts))
 
     found = asyncio.run(scored())
+    seen = [laid for batch in computed for laid in batch]
     assert len(seen) == len(set(seen)) == 3
     assert [c.rewards for c in found] == [found[texts.index(text)].rewards for text in texts]
     assert len({c.rewards for c in found}) == 3

@@ -7,11 +7,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, NoReturn
 
 from ..core.errors import CapabilityError, ConfigError, ContextOverflowError, ModelError
 from ..core.protocols import Watch
-from ..core.types import Completion, Delta, ModelShape, Prompt, Sampling, Usage
+from ..core.types import Completion, Delta, Message, ModelShape, Prompt, Sampling, Usage
 
 if TYPE_CHECKING:
     from ..models.scorers import LoadedScorer
@@ -19,17 +20,27 @@ if TYPE_CHECKING:
 __all__ = ["Laid", "RewardEngine"]
 
 
+GROUP = 16  # texts that share the computation of a question at most: where nothing is left out, attention is dense over them
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Laid:
-    """A prompt and a text as the token ids a reward model reads, and the positions at which it is asked."""
+    """A prompt and a text as the token ids a reward model reads, and the positions at which it is asked, in order."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     types: tuple[int, ...] | None = None  # token types of an encoder that is given two segments
 
+    @property
+    def mask(self) -> list[bool]:
+        """For each token, whether the model is asked there."""
+        asked = set(self.positions)
+        return [i in asked for i in range(len(self.ids))]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
+    asked: tuple[Message, ...]
     laid: Laid
     future: Future[tuple[float, ...]] = field(default_factory=Future)
 
@@ -37,9 +48,11 @@ class _Job:
 class RewardEngine:
     """Scores given texts with a reward model: `score` returns them with `Completion.rewards`, one per position.
 
-    Concurrent calls are batched together, longest first, into right-padded batches of at most `batch_tokens` tokens, padding
-    included; equal texts are computed once. A reward does not depend on what else is in its batch (beyond the rounding of
-    its number type). It is metered like any engine: every token of the sequence counts as scored. It generates nothing.
+    Concurrent calls are batched together, at most `batch_tokens` tokens a batch, padding included; equal texts are computed
+    once. Texts of a question share the computation of what they begin with, question by question in the order they came;
+    models that cannot do that exactly get them longest first and padded. A reward does not depend on what else is in its
+    batch (beyond the rounding of its number type). It is metered like any engine: every token of every sequence counts as
+    scored, so what sharing saves is in the time and not in the ledger. It generates nothing.
 
     Args:
         scorer: the model.
@@ -94,7 +107,7 @@ class RewardEngine:
                 f"a text of {len(laid.ids)} tokens with its question does not fit the context of {context} of reward model "
                 f"'{self._scorer.name}': lower the reply's max_tokens or use a reward model with a longer context"
             )
-        job = _Job(laid=laid)
+        job = _Job(asked=prompt.messages, laid=laid)
         with self._lock:
             self._waiting.append(job)
         asyncio.get_running_loop().call_soon(self._worker.submit, self._serve)  # after all that ask in this turn of the loop
@@ -129,9 +142,9 @@ class RewardEngine:
 
     def _serve(self) -> None:
         while batch := self._next():
-            different = list(dict.fromkeys(job.laid for job in batch))
+            different = {job.laid: job.asked for job in batch}
             try:
-                found = dict(zip(different, self._read(different), strict=True))
+                found = dict(zip(different, self._read(list(different.items())), strict=True))
             except BaseException as error:
                 for job in batch:
                     job.future.set_exception(error)
@@ -140,50 +153,45 @@ class RewardEngine:
                     job.future.set_result(found[job.laid])
 
     def _next(self) -> list[_Job]:
-        """Take the longest of what waits and as many different ones of the next longest as the token budget holds."""
+        """Take the first of what waits and as many different ones of the next as the token budget holds."""
         with self._lock:
-            self._waiting = [job for job in self._waiting if not job.future.cancelled()]
-            if not self._waiting:
-                return []
-            self._waiting.sort(key=lambda job: (len(job.laid.ids), job.laid.ids))
-            room = max(1, self._batch_tokens // len(self._waiting[-1].laid.ids))
+            waiting = self._ordered([job for job in self._waiting if not job.future.cancelled()])
             taken: set[Laid] = set()
-            first = len(self._waiting)
-            while first and (len(taken) < room or self._waiting[first - 1].laid in taken):
-                first -= 1
-                taken.add(self._waiting[first].laid)
-            self._waiting, batch = self._waiting[:first], self._waiting[first:]
-        return [job for job in batch if job.future.set_running_or_notify_cancel()] or self._next()
+            tokens = longest = end = 0
+            for job in waiting:
+                if job.laid not in taken:
+                    longest = max(longest, len(job.laid.ids))
+                    tokens = tokens + len(job.laid.ids) if self._scorer.packs else longest * (len(taken) + 1)
+                    if taken and tokens > self._batch_tokens:
+                        break
+                    taken.add(job.laid)
+                end += 1
+            batch, self._waiting = waiting[:end], waiting[end:]
+        return [job for job in batch if job.future.set_running_or_notify_cancel()] or (self._next() if batch else [])
 
-    def _read(self, batch: Sequence[Laid]) -> list[tuple[float, ...]]:
+    def _ordered(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Texts of a question side by side, those alike next to each other; or the longest first, equal ones together."""
+        if not self._scorer.packs:
+            return sorted(jobs, key=lambda job: (len(job.laid.ids), job.laid.ids), reverse=True)
+        of: dict[tuple[Message, ...], list[_Job]] = {}
+        for job in jobs:
+            of.setdefault(job.asked, []).append(job)
+        return [job for alike in of.values() for job in sorted(alike, key=lambda job: job.laid.ids)]
+
+    def _read(self, batch: Sequence[tuple[Laid, tuple[Message, ...]]]) -> list[tuple[float, ...]]:
         import torch
 
-        longest = max(len(laid.ids) for laid in batch)
-        ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-        attention_BT = torch.zeros_like(ids_BT)
-        types_BT = None if batch[0].types is None else torch.zeros_like(ids_BT)
-        for row, laid in enumerate(batch):
-            ids_BT[row, : len(laid.ids)] = torch.tensor(laid.ids)
-            attention_BT[row, : len(laid.ids)] = 1
-            if types_BT is not None and laid.types is not None:
-                types_BT[row, : len(laid.ids)] = torch.tensor(laid.types)
-        asked = [(row, position) for row, laid in enumerate(batch) for position in laid.positions]
-        rows_N, positions_N = torch.tensor(asked).T
-        on = self._scorer.device
-        padded = not bool(attention_BT.all())
+        texts = [laid for laid, _ in batch]
+        groups = [[laid for laid, _ in alike] for _, alike in groupby(batch, key=lambda pair: pair[1])]
+        cut = [group[at : at + GROUP] for group in groups for at in range(0, len(group), GROUP)]
         try:
             with torch.inference_mode():
-                logits_NK = self._scorer.logits(
-                    ids_BT.to(on),
-                    attention_BT.to(on) if padded else None,
-                    None if types_BT is None else types_BT.to(on),
-                    rows_N.to(on),
-                    positions_N.to(on),
-                ).tolist()
+                logits_NK = self._scorer.logits(cut).tolist()
         except torch.OutOfMemoryError:
+            longest = max(len(laid.ids) for laid in texts)
             raise ModelError(
-                f"reward model '{self._scorer.name}' ran out of memory on {len(batch)} texts of up to {longest} tokens: "
+                f"reward model '{self._scorer.name}' ran out of memory on {len(texts)} texts of up to {longest} tokens: "
                 "lower its batch_tokens, or the slots of the generating engine"
             ) from None
         values = iter(logits_NK)
-        return [tuple(self._value(next(values)) for _ in laid.positions) for laid in batch]
+        return [tuple(self._value(next(values)) for _ in laid.positions) for laid in texts]

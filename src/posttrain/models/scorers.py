@@ -6,10 +6,11 @@ token classification, and causal language models of which only the logits of a f
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from ..core.files import read_json
 from ..core.types import ModelShape
 from ..losses.logprobs import adjust
 from .adapters import is_adapter
-from .forward import backbone_of, head_adjustments
+from .collate import Batch, TokenSequence, collate
+from .forward import Forward, head_adjustments
 from .load import (
     check_folder,
     content_fingerprint,
@@ -31,10 +33,10 @@ from .load import (
     pick_dtype,
     resolve,
 )
-from .scoring import labels_of_adapter, load_scoring
+from .scoring import ScoreForward, labels_of_adapter, load_scoring
 from .shape import shape_of
 
-__all__ = ["LoadedScorer", "load_classifier", "load_verdicts"]
+__all__ = ["LoadedScorer", "Marked", "load_classifier", "load_verdicts"]
 
 Kind = Literal["sequence", "token"]
 _QWEN = {
@@ -43,12 +45,21 @@ _QWEN = {
 }  # code in their repository, not in transformers
 
 
+class Marked(TokenSequence, Protocol):
+    """Token ids, and for each whether the model is asked there."""
+
+    @property
+    def types(self) -> Sequence[int] | None:
+        """Token types, of an encoder that is given two segments."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedScorer:
-    """A model with its tokenizer, read as `logits(ids_BT, attention_BT, types_BT, rows_N, positions_N) -> logits_NK`.
+    """A model with its tokenizer, read as `logits(groups) -> logits_NK`.
 
-    `logits_NK` are float32, for K labels (or verdict tokens) at N places of the batch. `context` is the longest
-    sequence it takes, None when its configuration does not say.
+    `logits_NK` are float32, for K labels (or verdict tokens) at the N marked tokens of all sequences, group by group, in the
+    order given. With `packs` nothing is padded and what the sequences of a group begin with is computed once; without, all
+    are padded to the longest. `context` is the longest sequence it takes, None when its configuration does not say.
     """
 
     model: Any
@@ -59,7 +70,8 @@ class LoadedScorer:
     shape: ModelShape
     labels: tuple[str, ...]
     context: int | None
-    logits: Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Tensor], Tensor]
+    logits: Callable[[Sequence[Sequence[Marked]]], Tensor]
+    packs: bool
 
 
 def load_classifier(
@@ -95,6 +107,7 @@ def load_classifier(
     if not causal:  # attention in both directions: every token meets every other, twice what the causal formula counts
         shape = replace(shape, attention_width=2 * shape.attention_width)
     names = model.config.id2label
+    reads = ScoreForward(model) if decoder and causal else _OwnForward(model, pooled=kind == "sequence")
     return LoadedScorer(
         model=model,
         tokenizer=tokenizer,
@@ -104,7 +117,8 @@ def load_classifier(
         shape=shape,
         labels=tuple(str(names[i]) for i in range(model.config.num_labels)),
         context=_context(model, tokenizer, causal),
-        logits=_at_positions(model) if kind == "sequence" and decoder else _own_forward(model, pooled=kind == "sequence"),
+        logits=reads if isinstance(reads, _OwnForward) else _reader(reads),
+        packs=not isinstance(reads, _OwnForward) and reads.packs,
     )
 
 
@@ -131,15 +145,8 @@ def load_verdicts(
             )
         ids += found
     model = loaded.model
+    reads = _VerdictForward(model, ids)
     head = model.get_output_embeddings()
-    scale, softcap = head_adjustments(model.config)
-    backbone = backbone_of(model)
-
-    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
-        hidden_ND = _hidden(backbone, ids_BT, attention_BT)[rows_N, at_N]
-        weight_KD, bias_K = head.weight[ids], None if head.bias is None else head.bias[ids]
-        return adjust(nn.functional.linear(hidden_ND, weight_KD, bias_K).float(), scale, softcap)
-
     width = head.weight.shape[1]
     return LoadedScorer(
         model=model,
@@ -150,7 +157,8 @@ def load_verdicts(
         shape=replace(loaded.shape, head_params=len(ids) * width),
         labels=tuple(verdicts),
         context=_context(model, loaded.tokenizer, True),
-        logits=logits,
+        logits=_reader(reads),
+        packs=reads.packs,
     )
 
 
@@ -199,28 +207,56 @@ def _qwen(kind: Kind) -> Any:
     return Qwen2Reward
 
 
-def _hidden(backbone: nn.Module, ids_BT: Tensor, attention_BT: Tensor | None) -> Tensor:
-    states: Tensor = backbone(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
-    return states
+class _VerdictForward(ScoreForward):
+    """The output head at the marked tokens, for a few tokens of the vocabulary alone."""
+
+    def __init__(self, model: Any, verdicts: Sequence[int]) -> None:
+        self._verdicts = list(verdicts)
+        super().__init__(model)
+
+    def forward(self, batch: Batch, *_: Any, **__: Any) -> Tensor:
+        batch = batch.to(self.model.device)
+        head = self.model.get_output_embeddings()
+        weight_KD, bias_K = head.weight[self._verdicts], None if head.bias is None else head.bias[self._verdicts]
+        logits_NK = nn.functional.linear(self.hidden(batch), weight_KD, bias_K).float()
+        return adjust(logits_NK, *head_adjustments(self.model.config))
+
+    def _check_head(self) -> None:
+        """Nothing to check: the head is the model's own, as its configuration tells."""
 
 
-def _at_positions(model: Any) -> Callable[..., Tensor]:
-    backbone = backbone_of(model)
+def _reader(forward: Forward) -> Callable[[Sequence[Sequence[Marked]]], Tensor]:
+    alone = threading.Lock()  # packed attention is switched on in the model's configuration, and two engines may share it
 
-    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
-        found: Tensor = model.score(_hidden(backbone, ids_BT, attention_BT)[rows_N, at_N])
+    def logits(groups: Sequence[Sequence[Marked]]) -> Tensor:
+        with alone:
+            found: Tensor = forward(forward.batch(groups))
         return found.float()
 
     return logits
 
 
-def _own_forward(model: Any, *, pooled: bool) -> Callable[..., Tensor]:
-    def logits(ids_BT: Tensor, attention_BT: Tensor | None, types_BT: Tensor | None, rows_N: Tensor, at_N: Tensor) -> Tensor:
-        types = {} if types_BT is None else {"token_type_ids": types_BT}
-        found: Tensor = model(input_ids=ids_BT, attention_mask=attention_BT, **types).logits
-        return (found[rows_N] if pooled else found[rows_N, at_N]).float()
+@dataclass(frozen=True, slots=True)
+class _OwnForward:
+    """The model's own forward over padded sequences. `pooled`: one row of logits a sequence, whatever is marked in it."""
 
-    return logits
+    model: Any
+    pooled: bool
+
+    def __call__(self, groups: Sequence[Sequence[Marked]]) -> Tensor:
+        sequences = [sequence for group in groups for sequence in group]
+        batch = collate(sequences, lag=0)
+        types = {}
+        if sequences[0].types is not None:
+            types["token_type_ids"] = torch.zeros_like(batch.ids_BT)
+            for row, sequence in enumerate(sequences):
+                types["token_type_ids"][row, : len(sequence.ids)] = torch.tensor(sequence.types)
+        on = self.model.device
+        attention_BT = None if batch.attention_BT is None else batch.attention_BT.to(on)
+        found: Tensor = self.model(
+            input_ids=batch.ids_BT.to(on), attention_mask=attention_BT, **{name: t_BT.to(on) for name, t_BT in types.items()}
+        ).logits
+        return (found[batch.owner_N.to(on)] if self.pooled else found.flatten(0, 1)[batch.where_N.to(on)]).float()
 
 
 def _is_causal(model: Any) -> bool:
