@@ -86,7 +86,7 @@ def test_the_recipe_runs(
         folder = next((tmp_path / "out").glob(f"*-{stage}"))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert any(line["trained"] > 0 for line in lines)
-    if name == "r1":  # sums by rules, requests by the reward model, which has an opinion of every reply
+    if name == "r1":  # divisors by rules, requests by the reward model, which has an opinion of every reply
         assert all(0 < line["reward_reward_model"] < 1 for line in lines if "reward_reward_model" in line)
         assert any("reward_reward_model" in line for line in lines)
         assert any("reward_exact" in line for line in lines)
