@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from test_local_engine_models import CONFIGS, FLOAT32
 from tiny_models import model, tokenizer
 
+import posttrain.engines.local.attention as attention_module
 import posttrain.engines.local.runs as runs_module
+import posttrain.engines.local.scheduler as scheduler_module
 from posttrain.core.types import Message, Prompt, Sampling
 from posttrain.engines.local import LocalEngine
 from posttrain.engines.local.runs import plan_runs
@@ -20,9 +22,10 @@ from posttrain.engines.local.runs import plan_runs
 torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_every_row_is_in_one_run_and_what_is_shared_is_equal(data):
+def test_every_row_is_in_one_run_and_what_is_shared_is_equal(in_place, data):
     stems = [np.arange(400) + 1000 * i for i in range(3)]
     rows, tokens, lengths = [], [], []
     for row in range(data.draw(st.integers(1, 24))):
@@ -35,7 +38,7 @@ def test_every_row_is_in_one_run_and_what_is_shared_is_equal(data):
         if row == 0 or data.draw(st.booleans()):
             rows.append(row)
     tokens, rows, lengths = np.stack(tokens), np.array(rows), np.array(lengths)
-    runs = plan_runs(tokens, rows, lengths)
+    runs = plan_runs(tokens, rows, lengths, in_place=in_place)
     assert [run.low for run in runs] == sorted(run.low for run in runs)
     for first, second in itertools.pairwise(runs):
         assert first.high <= second.low
@@ -58,12 +61,32 @@ def test_a_common_prompt_is_one_run_and_lengths_far_apart_are_several():
     assert len(plan_runs(different, np.arange(4), np.array([50, 60, 70, 80]))) == 1  # not worth a run of its own
 
 
+def test_where_slots_are_read_in_place_only_long_stems_of_many_rows_are_shared():
+    def planned(prompts, length, rows):
+        stems = np.arange(prompts).repeat(rows)[:, None] * 5000 + np.arange(length)
+        own = 10**6 + np.arange(prompts * rows)[:, None] * 100 + np.arange(80)
+        tokens = np.concatenate([stems, own], 1)
+        return plan_runs(tokens, np.arange(len(tokens)), np.full(len(tokens), length + 70), in_place=True)
+
+    assert planned(16, 45, 8) == [(0, 128, 0, 128)]
+    assert planned(1, 1000, 32) == [(0, 32, 992, 1088)]
+    assert [run.shared for run in planned(2, 1000, 64)] == [992, 992]
+    assert planned(4, 256, 2) == [(0, 8, 0, 352)]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", FLOAT32)
-def test_sharing_changes_nothing(name, monkeypatch):
+def test_sharing_changes_nothing(name, in_place, monkeypatch):
     """Few-shot stem and several samples per prompt, with runs forced apart and with none shared at all."""
     stem = "Q: 2 plus 2? A: 4. Q: 3 plus 5? A: 8. Q: "
     prompts = [Prompt(messages=(Message(role="user", content=stem + q),)) for q in ("1 plus 1?", "7 plus 6?", "what is it?")]
     sampling = Sampling(temperature=0.7, max_tokens=40)
+    for module in (attention_module, scheduler_module):
+        monkeypatch.setattr(module, "in_place_is_fast", lambda *_: in_place)
+    monkeypatch.setattr(runs_module, "_IN_PLACE_COST", 0.9)  # so that some runs are read so, and some are not
+    read = []
+    attend = attention_module.attend_in_place
+    monkeypatch.setattr(attention_module, "attend_in_place", lambda *a: read.append(a[0]) or attend(*a))
 
     def draw(cost, stem_cost):
         monkeypatch.setattr(runs_module, "_RUN_COST", cost)
@@ -94,5 +117,6 @@ def test_sharing_changes_nothing(name, monkeypatch):
         asyncio.run(alone.generate(p, replace(sampling, max_tokens=40 + i), seed=3, samples=[4]))
         for i, p in enumerate(prompts)
     ]
+    assert bool(read) == (in_place and name != "gemma2")  # which caps its scores
     assert apart == together
     assert [c.tokens for (c,) in one] == [tokens[4] for tokens in apart]

@@ -1,13 +1,13 @@
 """Slot tensors behind transformers' cache interface, and the attention that reads them.
 
-Names of dimensions: R rows of a decode step, S slots, T new tokens, L positions read, H query heads, G key/value heads,
-D head size, C capacity (positions) of a slot.
+Dimensions: R rows of a decode step, S slots, T new tokens, L positions read, H query heads, G key/value heads, D head size,
+C capacity (positions) of a slot.
 
-A prefill is packed: the new tokens of all its sequences follow each other in one row, [1, T], each with its own
-position, so that no layer works on padding; only here, in attention, are they told apart.
+A prefill is packed: the new tokens of all its sequences follow each other in one row, [1, T], each with its own position,
+so that no layer works on padding; only here, in attention, are they told apart.
 
-Keys and values are kept as they come, [S, G, C, D], so that a new token is written in one piece. oneDNN's products
-take only dense matrices and would copy a part of a slot element by element; `_part` copies it row by row.
+Keys and values are kept as they come, [S, G, C, D], so that a new token is written in one piece. oneDNN's products take
+only dense matrices and would copy a part of a slot element by element; `_part` copies it row by row.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from ...core.errors import ModelError
+from .in_place import attend_in_place, in_place_is_fast
 from .runs import Run
 from .step import IMPLEMENTATION, Step, current
 
@@ -54,7 +55,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values per position, all layers; 0 before the first forward pass."""
+        """Bytes of keys and values per position, all layers; 0 before the first pass."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for t in [*self.keys_SGCD, *self.values_SGCD])
 
     def reserve(self, rows: int, capacity: int) -> None:
@@ -200,6 +201,28 @@ def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     return out
 
 
+def _attend_decode(
+    step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention of a decode step, [R, H, 1, D], run by run; result [R, 1, H, D]."""
+    (R, H, _, D), G = query.shape, key.shape[1]
+    in_place = softcap is None and in_place_is_fast(query.dtype, query.device)
+    # The H / G query heads that share a key/value head are rows of one product; nothing is expanded.
+    grouped = (query * scaling).reshape(R, G, H // G, D)
+
+    def attended(run: Run) -> Tensor:
+        if in_place and not run.shared:
+            return attend_in_place(run, query, key, value, mask, scaling).transpose(1, 2)
+        return _attend_run(run, grouped, key, value, mask, softcap).reshape(run.high - run.low, 1, H, -1)
+
+    if len(step.runs) == 1 and step.runs[0].high == R:
+        return attended(step.runs[0])
+    out = query.new_zeros(R, 1, H, value.shape[-1])
+    for run in step.runs:
+        out[run.low : run.high] = attended(run)
+    return out
+
+
 def _attend_piece(
     query: Tensor, key: Tensor, value: Tensor, start: int, mask: Tensor, softcap: float | None
 ) -> Iterator[tuple[int, int, Tensor]]:
@@ -209,8 +232,7 @@ def _attend_piece(
     """
     G, group, T, D = query.shape
     for at in range(0, T, _QUERIES):
-        until = min(at + _QUERIES, T)
-        reach = start + until
+        reach = start + (until := min(at + _QUERIES, T))
         scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), _part(key[:, :reach]).transpose(1, 2))
         weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap)
         out = torch.matmul(weights.view(G, -1, reach), _part(value[:, :reach]))
@@ -270,16 +292,7 @@ def _slot_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not step.decode:
         return _attend_packed(step, query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
-    R, H, _, D = query.shape
-    G = key.shape[1]
-    # Grouped: the H / G query heads that share a key/value head are rows of one product; nothing is expanded.
-    grouped = (query * scaling).reshape(R, G, H // G, D)
-    if len(step.runs) == 1 and step.runs[0].high == R:
-        return _attend_run(step.runs[0], grouped, key, value, attention_mask, softcap).reshape(R, 1, H, -1), None
-    out = grouped.new_zeros(R, G, H // G, value.shape[-1])
-    for run in step.runs:
-        out[run.low : run.high] = _attend_run(run, grouped, key, value, attention_mask, softcap)
-    return out.reshape(R, 1, H, -1), None
+    return _attend_decode(step, query, key, value, attention_mask, scaling, softcap), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _slot_attention)

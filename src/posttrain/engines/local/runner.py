@@ -36,7 +36,8 @@ class Runner:
         self.decoder: Callable[..., Any] = self.model.get_decoder()
         configs = [m.config for m in self.model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")]
         self._configs = list({id(c): c for c in configs}.values())
-        self.device = next(self.model.parameters()).device
+        first = next(self.model.parameters())
+        self.device, self.dtype = first.device, first.dtype
         self.cache = SlotCache(self.front)
         self.packed = PackedLinears(self.model)
         self._verified = False

@@ -15,6 +15,7 @@ __all__ = ["Plan", "Run", "plan_runs"]
 _PIECE = 32  # positions are shared, and read, in pieces of this many
 _RUN_COST = 700  # what treating a run apart costs (some ten small operations per layer), in positions read by one row
 _STEM_COST = 0.1  # cost of a shared position, for one row, relative to one of its own
+_IN_PLACE_COST = 0.5  # cost of a position that is read where it lies, relative to one that is copied first
 
 
 class Run(NamedTuple):
@@ -26,13 +27,16 @@ class Run(NamedTuple):
     reach: int
 
 
-def plan_runs(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[Run]:
+def plan_runs(
+    tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], *, in_place: bool = False
+) -> list[Run]:
     """Cut the rows into runs such that as few positions as possible are read.
 
     Args:
         tokens: [R, C] token ids by row.
         rows: the rows that matter, ascending; those in between are carried along, whatever comes out for them.
         lengths: [R] positions that each row reads, its newest included.
+        in_place: runs that share nothing are read where they lie, at half the cost (`in_place.py`).
 
     Returns:
         Runs that cover the rows from the first to the last that matter.
@@ -50,7 +54,10 @@ def plan_runs(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], length
         longest = -(-int(reach[a:b].max()) // _PIECE) * _PIECE
         stem = int(common[a : b - 1].min()) // _PIECE * _PIECE if b - a > 1 else 0
         size = int(rows[b - 1] - rows[a]) + 1
-        return _RUN_COST + size * (longest - stem + _STEM_COST * stem), stem, longest
+        cost = _RUN_COST + size * (longest - stem + _STEM_COST * stem)
+        if in_place and (apart := _IN_PLACE_COST * (_RUN_COST + size * longest)) < cost:
+            return apart, 0, longest
+        return cost, stem, longest
 
     runs: list[Run] = []
     stack = [(0, len(rows))]
@@ -71,7 +78,8 @@ def plan_runs(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], length
 class Plan:
     """The runs of the last step, kept until rows come or go, or one grows out of its run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_place: bool = False) -> None:
+        self._in_place = in_place
         self._rows = b""  # the slots that the runs were planned for
         self._runs: list[Run] = []
         self._limits = np.zeros(0, dtype=np.int64)  # how long each may grow before the next plan
@@ -81,7 +89,7 @@ class Plan:
         lengths = table.length[low:high] + 1
         rows, key = active - low, table.used[active].tobytes()
         if key != self._rows or (lengths[rows] > self._limits).any():
-            self._rows, self._runs = key, plan_runs(table.tokens[low:high], rows, lengths)
+            self._rows, self._runs = key, plan_runs(table.tokens[low:high], rows, lengths, in_place=self._in_place)
             self._limits = np.concatenate(
                 [np.full(((run.low <= rows) & (rows < run.high)).sum(), run.reach) for run in self._runs]
             )

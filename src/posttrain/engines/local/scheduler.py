@@ -14,6 +14,7 @@ import torch
 
 from ...core.errors import ModelError
 from ...core.types import Finish
+from .in_place import in_place_is_fast
 from .prefill import prefill
 from .runner import Runner
 from .runs import Plan
@@ -44,7 +45,7 @@ class Scheduler:
         self._lock = threading.Condition()
         self._worker: threading.Thread | None = None
         self._arrived = 0.0
-        self._plan = Plan()
+        self._plan = Plan(in_place=in_place_is_fast(runner.dtype, runner.device))
         self.steps = 0  # decode steps so far, for measurements
 
     # -- called from any thread
