@@ -49,10 +49,11 @@ class RewardEngine:
     """Scores given texts with a reward model: `score` returns them with `Completion.rewards`, one per position.
 
     Concurrent calls are batched together, at most `batch_tokens` tokens a batch, padding included; equal texts are computed
-    once. Texts of a question share the computation of what they begin with, question by question in the order they came;
-    models that cannot do that exactly get them longest first and padded. A reward does not depend on what else is in its
-    batch (beyond the rounding of its number type). It is metered like any engine: every token of every sequence counts as
-    scored, so what sharing saves is in the time and not in the ledger. It generates nothing.
+    once. On a processor texts of a question share the computation of what they begin with, question by question in the order
+    they came; elsewhere, and where the model cannot do that exactly, they are read longest first and padded. A reward does
+    not depend on what else is in its batch (beyond the rounding of its number type). It is metered like any engine: every
+    token of every sequence counts as scored, so what sharing saves is in the time and not in the ledger. It generates
+    nothing.
 
     Args:
         scorer: the model.

@@ -107,7 +107,7 @@ def load_classifier(
     if not causal:  # attention in both directions: every token meets every other, twice what the causal formula counts
         shape = replace(shape, attention_width=2 * shape.attention_width)
     names = model.config.id2label
-    reads = ScoreForward(model) if decoder and causal else _OwnForward(model, pooled=kind == "sequence")
+    reads = _packed(ScoreForward(model)) if decoder and causal else _OwnForward(model, pooled=kind == "sequence")
     return LoadedScorer(
         model=model,
         tokenizer=tokenizer,
@@ -145,7 +145,7 @@ def load_verdicts(
             )
         ids += found
     model = loaded.model
-    reads = _VerdictForward(model, ids)
+    reads = _packed(_VerdictForward(model, ids))
     head = model.get_output_embeddings()
     width = head.weight.shape[1]
     return LoadedScorer(
@@ -223,6 +223,12 @@ class _VerdictForward(ScoreForward):
 
     def _check_head(self) -> None:
         """Nothing to check: the head is the model's own, as its configuration tells."""
+
+
+def _packed(forward: ScoreForward) -> ScoreForward:
+    """Keep packing to processors: elsewhere a padded batch is one call of attention, a packed one a call for each group."""
+    forward.packs = forward.packs and forward.model.device.type == "cpu"
+    return forward
 
 
 def _reader(forward: Forward) -> Callable[[Sequence[Sequence[Marked]]], Tensor]:

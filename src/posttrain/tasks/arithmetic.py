@@ -15,15 +15,18 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
 }
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """Return the exact value of + - * / with brackets; None for what is no such expression, or divides by zero.
+    """Return the exact value of + - * / mod with brackets; None for what is no such expression, or divides by zero.
 
-    `×`, `x` and `÷` are signs too; currency signs, commas and white space are passed over.
+    `×`, `x` and `÷` are signs too, `%` is not, which may be percent. Currency signs, commas and white space are passed over.
     """
-    text = re.sub(r"[$,\s]", "", expression).translate(str.maketrans("×x÷", "**/"))
+    if "%" in expression:
+        return None
+    text = re.sub(r"[$,\s]", "", expression).translate(str.maketrans("×x÷", "**/")).replace("mod", "%")
 
     def value(node: ast.expr) -> Fraction:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
