@@ -59,6 +59,8 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "tree_of_thoughts": [("searches", ["tot"])],
     "mcts": [("searches", ["mcts"])],
     "reward_model": [("feedback", ["best-reward"])],
+    "process_reward": [("process-reward", ["best-checked"])],
+    "checked_steps": [("process-reward", ["best-checked"])],
 }
 PLACES = dict.fromkeys(
     (
@@ -76,6 +78,7 @@ PLACES = dict.fromkeys(
 ) | {
     "r1-zero": "rl",
     "grpo": "rl",
+    "process-reward": "preference",
     "preference": "preference",
     "preference-rates": "preference",
     "starts": "preference",
@@ -91,6 +94,8 @@ PAGES = {  # run -> what comes first
     "preference": "[The same pairs for every method](../results/preference/preference.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
+    "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
+    "(../results/preference/process-reward.md). ",
     "domain": "[With retention; no better than one answer to every question](../results/finetuning/domain.md). ",
 }
 REPLAYS = ("test_time", "test_time_needle")

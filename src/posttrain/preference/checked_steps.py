@@ -38,6 +38,7 @@ class CheckedSteps:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "labels up to the first mistake: Lightman et al. 2023, arXiv 2305.20050, section 2.4"
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "steps are no calculations, or the right calculation is not the one that was to be made"

@@ -52,6 +52,7 @@ class ProcessReward(TrainerSettings):
 
     version: ClassVar[str] = "1"
     scored: ClassVar[bool] = True  # rows keep what they are on the way here
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Lightman et al. 2023, arXiv 2305.20050 (judged steps); Wang et al. 2023, arXiv 2312.08935 (from rollouts)"
     )
