@@ -62,7 +62,7 @@ def shrunk(name: str, folder: Path) -> Path:
     ("online_dpo", ["sft-greedy", "dpo", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
     ("oreo", ["sft-greedy", "rejection", "offline", "beam", "value-beam", "online-1"]),
-    ("rlhf", ["sft-greedy", "vote", "best-reward", "weighted-reward", "ppo", "best-32"]),
+    ("rlhf", ["sft-greedy", "ppo", "vote", "best-reward", "weighted-reward", "best-32"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
