@@ -6,6 +6,8 @@ Linear layers: all those of the model once, with weights packed at every call (P
 a decode step in a thread of its own while another thread's OpenMP helpers are idle, or after they have been released.
 Sinks: forward and backward of one optimiser step's rows, with the gradients of embedding and head made by autograd, or
 added where they are summed. Attention: forward and backward of a layer's, all of a group at once, or in blocks of queries.
+Decode: attention of a layer for one new token of every row, as grouped products over dense copies (and a stem that rows share
+read once), or of each row where its slot lies.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 from torch import nn
 
 from generate_vs_transformers import facts, spread
+from posttrain.engines.local.decode_attention import attend_grouped, attend_in_place
 from posttrain.engines.local.packing import PackedLinears
 from posttrain.engines.local.runner import Runner
 from posttrain.engines.local.runs import Run
@@ -131,6 +134,33 @@ def attention(config: Any, rounds: int) -> dict[str, Any]:
     return found
 
 
+def decode(config: Any, rounds: int) -> dict[str, Any]:
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    size, found = config.hidden_size // heads, {}
+    for rows, of_a_prompt, prompt, reach in ((128, 8, 32, 128), (128, 1, 0, 320), (16, 1, 0, 320), (64, 64, 992, 1088)):
+        query = torch.randn(rows, heads, 1, size, dtype=torch.bfloat16)
+        key, value = torch.randn(2, rows, keys, reach + 64, size).bfloat16()
+        mask = torch.zeros(rows, 1, 1, reach + 64, dtype=torch.bfloat16)
+        shared = [Run(low, low + of_a_prompt, prompt, reach) for low in range(0, rows, of_a_prompt)] if prompt else []
+        runs, scale = shared or [Run(0, rows, 0, reach)], size**-0.5
+
+        def grouped(runs: list[Run] = runs, given: Any = (query, key, value, mask), scale: float = scale) -> None:
+            q, k, v, m = given
+            q = (q * scale).reshape(len(q), keys, heads // keys, -1)
+            for run in runs:
+                attend_grouped(run, q, k, v, m, None)
+
+        def in_place(
+            run: Run = Run(0, rows, 0, reach), given: Any = (query, key, value, mask), scale: float = scale
+        ) -> None:
+            attend_in_place(run, *given, scale)
+
+        name = f"{rows} rows of {reach} tokens" + (f", {of_a_prompt} to a prompt of {prompt}" if prompt else "")
+        with torch.inference_mode():
+            found[name] = compared({"grouped": grouped, "in place": in_place}, 10 * rounds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -146,6 +176,7 @@ def main() -> None:
             loaded.model, loaded.tokenizer, rows, args.rounds
         ),
         "attention of a layer, forward and backward": attention(loaded.model.config, args.rounds),
+        "attention of a layer in a decode step": decode(loaded.model.config, args.rounds),
     }
     report = {**facts(args), "command": f"python benchmarks/processor_costs.py --rounds {args.rounds}", "results": found}
     path = Path(__file__).parent / "results" / "processor_costs.json"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_local_engine_models import CONFIGS, FLOAT32
 from tiny_models import model, tokenizer
 
-import posttrain.engines.local.attention as attention_module
+import posttrain.engines.local.decode_attention as attention_module
 import posttrain.engines.local.runs as runs_module
 import posttrain.engines.local.scheduler as scheduler_module
 from posttrain.core.types import Message, Prompt, Sampling
@@ -72,6 +72,31 @@ def test_where_slots_are_read_in_place_only_long_stems_of_many_rows_are_shared()
     assert planned(1, 1000, 32) == [(0, 32, 992, 1088)]
     assert [run.shared for run in planned(2, 1000, 64)] == [992, 992]
     assert planned(4, 256, 2) == [(0, 8, 0, 352)]
+
+
+@pytest.mark.parametrize("way", ["grouped", "in place"])
+def test_attention_of_a_run_is_the_softmax_as_it_is_written(way):
+    """In bfloat16, against float64: slots longer than what is read, six query heads to two of keys, values of another size."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(5, 6, 1, 16), torch.randn(5, 2, 40, 16), torch.randn(5, 2, 40, 8)
+    query, key, value = (x.bfloat16() for x in (query, key, value))
+    lengths = torch.tensor([30, 12, 20, 31, 1])
+    mask = torch.zeros(5, 1, 1, 40).masked_fill_(torch.arange(40) >= lengths[:, None, None, None], float("-inf")).bfloat16()
+    run, scaling = runs_module.Run(1, 5, 0, 32), 0.3
+    if way == "grouped":
+        grouped = (query * scaling).reshape(5, 2, 3, 16)
+        found = attention_module.attend_grouped(run, grouped, key, value, mask, None).reshape(4, 6, 8)
+    else:
+        found = attention_module.attend_in_place(run, query, key, value, mask, scaling)[:, :, 0]
+    for row, length in enumerate(lengths.tolist()):
+        for head in range(6 if row else 0):  # the first row is in no run
+            q, k, v = (
+                query[row, head, 0].double(),
+                key[row, head // 3, :length].double(),
+                value[row, head // 3, :length].double(),
+            )
+            weights = (k @ q * scaling).exp()
+            torch.testing.assert_close(found[row - 1, head].double(), weights @ v / weights.sum(), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

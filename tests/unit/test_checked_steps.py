@@ -28,6 +28,11 @@ from posttrain.tasks.worked import worked
     ("7 / 2 = 3 (rounded down)", None),
     ("gcd(72, 57) = 3", None),
     ("50% of 10 = 5", None),
+    ("0.5 * 7.1 = 3.55%", None),
+    ("2 ^ 3 + 1 = 9", None),
+    ("2^3 + 1 = 9", None),
+    ("10% + 5 + 1 = 9", None),
+    ("3 + 4 = 7.5", False),
     ("item3 + 4 = 9", None),
     ("x = 5", None),
     ("5 = 5", None),
@@ -35,6 +40,12 @@ from posttrain.tasks.worked import worked
 ])  # fmt: skip
 def test_a_calculation_holds_or_not_or_there_is_none(step: str, holds: bool | None) -> None:
     assert calculation_holds(step) is holds
+
+
+@pytest.mark.parametrize("text", ["1-" * 2000, "1 " * 2000, "1" + " " * 2000, "(" * 2000, "1" * 4000, "- " * 2000])
+def test_what_a_broken_model_writes_is_read_at_once_and_not_judged(text: str) -> None:
+    """A pattern that tries all ways to part such a text would never come back."""
+    assert calculation_holds(f"{text}z = {text}") is None
 
 
 @pytest.mark.parametrize("name", ["gcd", "chain_sum", "basic_arithmetic"])

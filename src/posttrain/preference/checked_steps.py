@@ -20,8 +20,9 @@ __all__ = ["CheckedSteps", "calculation_holds"]
 
 _NUMBER = r"[-(\s]*\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\s*\)*"
 _EXPRESSION = rf"{_NUMBER}(?:\s*(?:[-+*/×÷x]|mod)\s*{_NUMBER})*"
+_GOES_ON = ("^", "%", "!", "√", "+", "*", "/", "×", "÷")  # what stands before is a part of the calculation, and not read
 _SIGN = re.compile(r"\d[)\s]*(?:[-+*/×÷x]|mod)")
-_BEFORE, _BEHIND = re.compile(rf"(?<![\w.,]){_EXPRESSION}\s*$"), re.compile(rf"^\s*{_EXPRESSION}(?![\d%])")
+_BEFORE, _BEHIND = re.compile(rf"(?<![\w.,]){_EXPRESSION}\s*$"), re.compile(rf"^\s*{_EXPRESSION}(?![\d%]|[.,]\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ def calculation_holds(step: str) -> bool | None:
     found = []
     for place, (left, right) in enumerate(pairwise(step.split("="))):
         before, behind = _BEFORE.search(left), _BEHIND.search(right)
-        if before is None or behind is None:
+        if before is None or behind is None or left[: before.start()].rstrip().endswith(_GOES_ON):
             continue
         calculated = _SIGN.search(before.group()) or (place and before.group() == left)  # and no number at a sentence's end
         sides = [evaluate(side.group()) for side in (before, behind)]

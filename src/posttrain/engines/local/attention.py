@@ -7,7 +7,7 @@ A prefill is packed: the new tokens of all its sequences follow each other in on
 so that no layer works on padding; only here, in attention, are they told apart.
 
 Keys and values are kept as they come, [S, G, C, D], so that a new token is written in one piece. oneDNN's products take
-only dense matrices and would copy a part of a slot element by element; `_part` copies it row by row.
+only dense matrices and would copy a part of a slot element by element; `dense` copies it row by row.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from ...core.errors import ModelError
-from .in_place import attend_in_place, in_place_is_fast
-from .runs import Run
+from .decode_attention import attend_decode, dense, weights_of
 from .step import IMPLEMENTATION, Step, current
 
 __all__ = ["IMPLEMENTATION", "SlotCache"]
@@ -55,7 +54,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values per position, all layers; 0 before the first pass."""
+        """Bytes of keys and values per position, all layers; 0 before the first forward pass."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for t in [*self.keys_SGCD, *self.values_SGCD])
 
     def reserve(self, rows: int, capacity: int) -> None:
@@ -166,63 +165,6 @@ def _slot_mask(
     return mask.expand(batch_size, 1, q_length, kv_length)
 
 
-def _attend(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """Return softmax(softcap · tanh(scores / softcap) + mask), in the type of the scores (computed in float32)."""
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
-    return torch.softmax(scores, dim=-1)
-
-
-def _part(kept: Tensor) -> Tensor:
-    """Return a part of the slots in the form that a product reads fastest: dense in bfloat16 on CPU, as it is elsewhere."""
-    return kept.contiguous() if kept.dtype == torch.bfloat16 and kept.device.type == "cpu" else kept
-
-
-def _attend_run(run: Run, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """Attention of one run of rows, one query token each: [r, G, H/G, D] over its shared and its own positions.
-
-    All rows' queries meet the shared keys in one product per head, [G, r·H/G, D] × [G, D, P]; the scores are then
-    joined with those of each row's own positions, so that the softmax is the same as if nothing were shared.
-    """
-    low, high, P, reach = run
-    query = query[low:high]
-    r, G, group, D = query.shape
-    scores = torch.matmul(query, _part(key[low:high, :, P:reach]).transpose(2, 3))
-    if P:
-        stem = torch.matmul(query.transpose(0, 1).reshape(G, r * group, D), _part(key[low, :, :P]).transpose(1, 2))
-        scores = torch.cat([stem.view(G, r, group, P).transpose(0, 1), scores], dim=-1)
-    weights = _attend(scores, None if mask is None else mask[low:high, :, :, :reach], softcap)
-    out = torch.matmul(weights[..., P:], _part(value[low:high, :, P:reach]))
-    if P:
-        stem = torch.matmul(weights[..., :P].transpose(0, 1).reshape(G, r * group, P), _part(value[low, :, :P]))
-        out = out + stem.view(G, r, group, -1).transpose(0, 1)
-    return out
-
-
-def _attend_decode(
-    step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-) -> Tensor:
-    """Attention of a decode step, [R, H, 1, D], run by run; result [R, 1, H, D]."""
-    (R, H, _, D), G = query.shape, key.shape[1]
-    in_place = softcap is None and in_place_is_fast(query.dtype, query.device)
-    # The H / G query heads that share a key/value head are rows of one product; nothing is expanded.
-    grouped = (query * scaling).reshape(R, G, H // G, D)
-
-    def attended(run: Run) -> Tensor:
-        if in_place and not run.shared:
-            return attend_in_place(run, query, key, value, mask, scaling).transpose(1, 2)
-        return _attend_run(run, grouped, key, value, mask, softcap).reshape(run.high - run.low, 1, H, -1)
-
-    if len(step.runs) == 1 and step.runs[0].high == R:
-        return attended(step.runs[0])
-    out = query.new_zeros(R, 1, H, value.shape[-1])
-    for run in step.runs:
-        out[run.low : run.high] = attended(run)
-    return out
-
-
 def _attend_piece(
     query: Tensor, key: Tensor, value: Tensor, start: int, mask: Tensor, softcap: float | None
 ) -> Iterator[tuple[int, int, Tensor]]:
@@ -232,10 +174,11 @@ def _attend_piece(
     """
     G, group, T, D = query.shape
     for at in range(0, T, _QUERIES):
-        reach = start + (until := min(at + _QUERIES, T))
-        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), _part(key[:, :reach]).transpose(1, 2))
-        weights = _attend(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap)
-        out = torch.matmul(weights.view(G, -1, reach), _part(value[:, :reach]))
+        until = min(at + _QUERIES, T)
+        reach = start + until
+        scores = torch.matmul(query[:, :, at:until].reshape(G, -1, D), dense(key[:, :reach]).transpose(1, 2))
+        weights = weights_of(scores.view(G, group, until - at, reach), mask[at:until, :reach], softcap)
+        out = torch.matmul(weights.view(G, -1, reach), dense(value[:, :reach]))
         yield at, until, out.view(G, group, until - at, -1)
 
 
@@ -292,7 +235,7 @@ def _slot_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not step.decode:
         return _attend_packed(step, query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
-    return _attend_decode(step, query, key, value, attention_mask, scaling, softcap), None
+    return attend_decode(step, query, key, value, attention_mask, scaling, softcap), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _slot_attention)

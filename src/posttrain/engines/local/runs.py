@@ -36,7 +36,7 @@ def plan_runs(
         tokens: [R, C] token ids by row.
         rows: the rows that matter, ascending; those in between are carried along, whatever comes out for them.
         lengths: [R] positions that each row reads, its newest included.
-        in_place: runs that share nothing are read where they lie, at half the cost (`in_place.py`).
+        in_place: runs that share nothing are read where they lie, at half the cost (`decode_attention.py`).
 
     Returns:
         Runs that cover the rows from the first to the last that matter.

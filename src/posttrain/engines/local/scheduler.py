@@ -14,7 +14,7 @@ import torch
 
 from ...core.errors import ModelError
 from ...core.types import Finish
-from .in_place import in_place_is_fast
+from .decode_attention import in_place_is_fast
 from .prefill import prefill
 from .runner import Runner
 from .runs import Plan
