@@ -6,7 +6,7 @@ Linear layers: all those of the model once, with weights packed at every call (P
 a decode step in a thread of its own while another thread's OpenMP helpers are idle, or after they have been released.
 Sinks: forward and backward of one optimiser step's rows, with the gradients of embedding and head made by autograd, or
 added where they are summed. Attention: forward and backward of a layer's, all of a group at once, or in blocks of queries.
-Decode: attention of a layer for one new token of every row, as grouped products over dense copies (and a stem that rows share
+Decode: attention of a layer for one new token of every row, as grouped products over dense copies (a stem that rows share is
 read once), or of each row where its slot lies.
 """
 
@@ -150,10 +150,8 @@ def decode(config: Any, rounds: int) -> dict[str, Any]:
             for run in runs:
                 attend_grouped(run, q, k, v, m, None)
 
-        def in_place(
-            run: Run = Run(0, rows, 0, reach), given: Any = (query, key, value, mask), scale: float = scale
-        ) -> None:
-            attend_in_place(run, *given, scale)
+        def in_place(reach: int = reach, given: Any = (query, key, value, mask), scale: float = scale) -> None:
+            attend_in_place(Run(0, len(given[0]), 0, reach), *given, scale)
 
         name = f"{rows} rows of {reach} tokens" + (f", {of_a_prompt} to a prompt of {prompt}" if prompt else "")
         with torch.inference_mode():

@@ -76,7 +76,7 @@ def test_where_slots_are_read_in_place_only_long_stems_of_many_rows_are_shared()
 
 @pytest.mark.parametrize("way", ["grouped", "in place"])
 def test_attention_of_a_run_is_the_softmax_as_it_is_written(way):
-    """In bfloat16, against float64: slots longer than what is read, six query heads to two of keys, values of another size."""
+    """In bfloat16, against float64: slots longer than what is read, three query heads to one of keys, values smaller."""
     torch.manual_seed(0)
     query, key, value = torch.randn(5, 6, 1, 16), torch.randn(5, 2, 40, 16), torch.randn(5, 2, 40, 8)
     query, key, value = (x.bfloat16() for x in (query, key, value))

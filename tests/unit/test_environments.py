@@ -38,6 +38,8 @@ def says(environment, *turns, example=EXAMPLE):
         ("1/0", "1/0 = error: only numbers"),
         ("__import__('os')", "error: only numbers"),
         ("True + 1", "error: only numbers"),
+        ("2 * (72 mod 57)", "30"),
+        ("7 % 5", "error: only numbers"),
         ("9" * 150 + "*" + "9" * 150, "error: more than 200 digits"),
     ],
 )

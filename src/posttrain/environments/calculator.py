@@ -23,7 +23,7 @@ class Calculator(Speaking):
     """Answer each `<calculate>34 * 5</calculate>` of a turn with a line `34 * 5 = 170`; a turn without one is the last.
 
     Values are exact: a fraction that no decimal is equal to is rounded to `decimals`. What cannot be worked out (anything
-    but numbers, + - * / and brackets, or a division by zero) is answered so, and the episode goes on. It says nothing of
+    but numbers, + - * / mod and brackets, or a division by zero) is answered so, and the episode goes on. It says nothing of
     whether a call was useful: rewards do.
     """
 
@@ -39,7 +39,7 @@ class Calculator(Speaking):
     def _value(self, call: str) -> str:
         value = evaluate(call)
         if value is None:
-            return "error: only numbers, + - * / and brackets can be calculated, and nothing divided by zero"
+            return "error: only numbers, + - * / mod and brackets can be calculated, and nothing divided by zero"
         shown = written(value, self.decimals)
         return shown if len(shown) <= _DIGITS else f"error: more than {_DIGITS} digits"
 

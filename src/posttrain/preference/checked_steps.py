@@ -16,7 +16,7 @@ from ..core.types import Made, Sampled
 from ..tasks.arithmetic import evaluate
 from ..verifiers.process_reward import split_steps
 
-__all__ = ["CheckedSteps", "calculation_holds"]
+__all__ = ["CheckedSteps", "calculation_holds", "judged_steps"]
 
 _NUMBER = r"[-(\s]*\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\s*\)*"
 _EXPRESSION = rf"{_NUMBER}(?:\s*(?:[-+*/×÷x]|mod)\s*{_NUMBER})*"
@@ -62,7 +62,7 @@ class CheckedSteps:
                     counts["cut" if finish != "stop" else "repeated" if steps else "without_steps"] += 1
                     continue
                 seen.add(tuple(steps))
-                labels = _judged(steps, right=score >= 1)
+                labels = judged_steps(steps, right=score >= 1)
                 counts["with_a_wrong_step"] += False in labels
                 rows.append({"id": item.example.id, "prompt": messages, "steps": steps, "labels": labels})
         if not rows:
@@ -88,7 +88,7 @@ def calculation_holds(step: str) -> bool | None:
     return all(found)
 
 
-def _judged(steps: Sequence[str], *, right: bool) -> list[bool | None]:
+def judged_steps(steps: Sequence[str], *, right: bool) -> list[bool | None]:
     """Return the label of each step, None behind the first wrong one."""
     labels = [calculation_holds(step) for step in steps]
     if labels:
