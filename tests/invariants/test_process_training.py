@@ -163,6 +163,15 @@ def test_reports_by_hand():
     assert told["majority_f1"] == pytest.approx(2 * 2 / (4 + 2))  # always step 1
     assert told["harmonic"] == pytest.approx(1 / 2)
     assert step_report([[0.9]], [[1.0]])["harmonic"] is None
+    assert "within" not in told
+    # Weakest steps 0.2, 0.7, 0.1, 0.4; flawless: the second and fourth. Question a: 0.2 < 0.7 (right). b: 0.1 < 0.4 (right).
+    assert step_report(chances, labels, ["a", "a", "b", "b"])["within"] == {"pairs": 2, "ranked_right": 1.0}
+    chances[2] = [0.9, 0.6]  # now the flawed solution of b has a weakest step above 0.4
+    assert step_report(chances, labels, ["a", "a", "b", "b"])["within"] == {"pairs": 2, "ranked_right": 0.5}
+    chances[2] = [0.4, 0.6]
+    assert step_report(chances, labels, ["a", "a", "b", "b"])["within"] == {"pairs": 2, "ranked_right": 0.75}
+    assert step_report(chances, labels, ["a", "b", "b", "c"])["within"] == {"pairs": 1, "ranked_right": 1.0}
+    assert step_report(chances, labels, ["a", "b", "c", "d"])["within"] is None
     with pytest.raises(ValueError, match="no step is judged"):
         step_report([[0.9]], [[None]])
 

@@ -83,10 +83,15 @@ def test_what_a_row_asks_does_not_depend_on_how_it_is_written():
         {"prompt": (Message(role="user", content="1 + 1?"),), "chosen": "2", "rejected": "3"},
         {"messages": said},
         {"chosen": said, "rejected": said[:2]},
+        {"question": "1 + 1?", "steps": ["2"], "mistake_index": None},
+        {"question": "1 + 1?", "answer": "2"},
+        {"instruction": "1 + 1?", "input": "", "output": "2"},
     ]
     assert len({question_of(row) for row in forms}) == 1
     system = {"messages": [{"role": "system", "content": "Be brief."}, *said]}
     assert question_of(system) != question_of(forms[0])
+    translate = {"instruction": "Translate.", "output": "Baum"}
+    assert question_of({**translate, "input": "tree"}) != question_of({**translate, "input": "house"})
 
 
 def test_the_held_out_loss_is_the_token_mean_of_the_weights_of_that_step_and_the_best_are_exported(start, tmp_path):

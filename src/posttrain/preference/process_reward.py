@@ -30,6 +30,7 @@ from ..data.steps import lay_out_steps
 from ..losses.reward import step_cross_entropy
 from ..models.scoring import ScoreForward
 from ..stats.first_wrong import step_report
+from ..training.heldout import question_of
 from ..training.rows import fits
 from ..training.scoring import scoring_opener
 from ..training.session import Session, group_work
@@ -103,7 +104,9 @@ class ProcessReward(TrainerSettings):
         if all(label is None for label in labels):
             raise DataError(f"{where}: no step is judged; remove the row")
         marked = set(read)
-        return _Item(row, Encoded(ids, [t in marked for t in range(len(ids))]), tuple(labels))
+        return _Item(
+            row, question_of(session.rows[row]), Encoded(ids, [t in marked for t in range(len(ids))]), tuple(labels)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class _Item:
     """One solution."""
 
     row: int
+    question: str
     encoded: Encoded
     labels: tuple[float | None, ...]
 
@@ -155,4 +159,8 @@ class _Objective:
     def judge(self, learner: Learner, items: Sequence[_Item]) -> dict[str, Any]:
         """Return what the held-out solutions say of the trained model."""
         chances = numbers_of(learner, items, self.noted)
-        return step_report([chances[item.row] for item in items], [item.labels for item in items])
+        return step_report(
+            [chances[item.row] for item in items],
+            [item.labels for item in items],
+            [item.question for item in items],
+        )

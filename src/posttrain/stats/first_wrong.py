@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ def first_below(values: Sequence[float | None], threshold: float = 0.5) -> int |
 
 
 def step_report(
-    chances: Sequence[Sequence[float]], labels: Sequence[Sequence[float | None]], *, threshold: float = 0.5
+    chances: Sequence[Sequence[float]],
+    labels: Sequence[Sequence[float | None]],
+    questions: Sequence[str] | None = None,
+    *,
+    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Return what judged solutions say of the probabilities that their steps are right, as JSON values.
 
@@ -22,7 +27,10 @@ def step_report(
     judged first wrong step of each solution (none: all steps right), `first_wrong`: precision = exact hits / predictions,
     recall = exact hits / solutions with a wrong step, and their F1; `majority_f1`: that of the best constant place, chosen
     on these very solutions. `harmonic`: of the accuracies on solutions with and without a wrong step, None where one kind is
-    missing (Zheng et al. 2024, ProcessBench, 2412.06559, section 4.1). Raises `ValueError` without a judged step.
+    missing (Zheng et al. 2024, ProcessBench, 2412.06559, section 4.1). With `questions`, what each solution answers,
+    `within`: of the `pairs` of a solution without a wrong step and one with one to the same question, the share in which
+    the former's weakest step has the higher probability (equal: half) — what choosing among samples needs; None without a
+    pair. Raises `ValueError` without a judged step.
     """
     steps = (step for ps, ys in zip(chances, labels, strict=True) for step in zip(ps, ys, strict=True))
     judged = [(p >= threshold, y >= 0.5) for p, y in steps if y is not None]
@@ -41,6 +49,7 @@ def step_report(
         "first_wrong": _found(predicted, actual),
         "majority_f1": max((_found([place] * len(actual), actual)["f1"] for place in places), default=0.0),
         "harmonic": _harmonic(predicted, actual),
+        **({} if questions is None else {"within": _within(questions, [min(ps) for ps in chances], actual)}),
     }
 
 
@@ -62,3 +71,15 @@ def _harmonic(predicted: Sequence[int | None], actual: Sequence[int | None]) -> 
             return None
         sides.append(sum(of) / len(of))
     return 2 * sides[0] * sides[1] / sum(sides) if sum(sides) else 0.0
+
+
+def _within(questions: Sequence[str], weakest: Sequence[float], actual: Sequence[int | None]) -> dict[str, Any] | None:
+    of: dict[str, list[tuple[float, bool]]] = {}
+    for question, value, place in zip(questions, weakest, actual, strict=True):
+        of.setdefault(question, []).append((value, place is None))
+    won: list[float] = []
+    for replies in of.values():
+        for (a, flawless), (b, other) in itertools.combinations(replies, 2):
+            if flawless != other:
+                won.append(0.5 if a == b else float((a > b) == flawless))
+    return {"pairs": len(won), "ranked_right": sum(won) / len(won)} if won else None

@@ -21,15 +21,18 @@ from .step import Learner
 
 __all__ = ["OBJECTIVE", "Evaluation", "HeldOut", "question_of", "split_by_question"]
 
+_ASKED = ("prompt", "question", "instruction", "messages", "chosen")  # a pair without a prompt begins with it on both sides
+
 
 def question_of(row: Mapping[str, Any]) -> str:
     """Return what a row asks, as text to compare: its prompt, or its conversation before the assistant's first turn.
 
     Rows that ask the same are held out together, whatever they answer: else a model is tested on what it has seen.
     """
-    turns = row.get("prompt", row.get("messages", row.get("chosen")))
+    turns = next((row[name] for name in _ASKED if name in row), None)
     if isinstance(turns, str):
-        turns = [{"role": "user", "content": turns}]
+        more = row.get("input") if "instruction" in row else None
+        turns = [{"role": "user", "content": turns if not more else f"{turns}\n\n{more}"}]
     if not isinstance(turns, Sequence) or not turns:
         return json.dumps(row, sort_keys=True, ensure_ascii=False, default=plain)
     said = [(_get(turn, "role"), _get(turn, "content")) for turn in turns]
