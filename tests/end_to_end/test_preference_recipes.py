@@ -38,17 +38,16 @@ def shrunk(name: str, folder: Path) -> Path:
             stage["data"] = {"file": "traces.jsonl"}
         if "eval" in stage:
             stage["eval"]["max_tokens"] = 4
-            stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=8", "n=2")
+            stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=8", "n=2").replace("n=32", "n=3").replace("n=128", "n=4")
         if str(stage.get("data", {}).get("maker")).startswith("verified_pairs"):
             stage["data"] = {"file": "pairs.jsonl"}
         if str(stage.get("data", {}).get("maker")).startswith("scored_responses"):
             stage["data"] = {"file": "scored.jsonl"}
         if str(stage.get("data", {}).get("maker")).startswith("questions"):
             stage["data"]["maker"] = "questions:n=2"
-        if stage["name"] == "train-ppo":
-            stage["train"]["method"] = changes["stages.train-ppo.train.method"].replace(
-                "rollout_tokens=40", "rollout_tokens=4"
-            )
+        if stage["name"] in ("train-ppo", "train-grpo"):
+            smoke = changes[f"stages.{stage['name']}.train.method"]
+            stage["train"]["method"] = smoke.replace("rollout_tokens=40", "rollout_tokens=4")
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
     path = folder / "recipe.yaml"
@@ -62,7 +61,8 @@ def shrunk(name: str, folder: Path) -> Path:
     ("online_dpo", ["sft-greedy", "dpo", "round-2", "offline"]),
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
     ("oreo", ["sft-greedy", "rejection", "offline", "beam", "value-beam", "online-1"]),
-    ("rlhf", ["sft-greedy", "ppo", "vote", "best-reward", "weighted-reward", "best-32"]),
+    ("rlhf", ["sft-greedy", "ppo", "grpo", "rft-greedy"]),
+    ("reward_model", ["sft-greedy", "vote", "best-likelihood", "best-reward", "weighted-reward", "best-32", "best-128"]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,13 +70,13 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     report = run_recipe(load_recipe(path), path, tmp_path / "out", report_run)
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
-    models = {"preference": 9, "preference_rates": 5, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 3}
+    models = {"preference": 9, "preference_rates": 5, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 5, "reward_model": 2}
     assert len(trained) == models[name]
     if name == "rlhf":
         (ppo,) = [made for made in trained if made["method"] == "ppo"]
         assert ppo["value"]["start"]["path"].endswith("reward/checkpoint")
-        (stage,) = [stage for stage in report["trained"] if stage["course"]]
-        assert (stage["name"], stage["course"]["gold"]) == ("train-ppo", "exact")
+        courses = {stage["name"]: stage["course"]["gold"] for stage in report["trained"] if stage["course"]}
+        assert courses == {"train-ppo": "exact", "train-grpo": "exact"}
 
 
 def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:

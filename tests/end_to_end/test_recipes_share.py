@@ -26,14 +26,13 @@ def keys(name: str, folder: Path) -> dict[str, str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("model")
     tiny_models.folder(folder)
-    return folder, {of: keys(of, folder) for of in ("preference", "feedback")}
+    return folder, {of: keys(of, folder) for of in ("preference", "feedback", "rlhf")}
 
 
 @pytest.mark.parametrize(("name", "of", "shared"), [
     ("grpo", "preference", BASE[:-1]),
-    ("reward_model", "preference", [*BASE, "reward"]),
+    ("reward_model", "rlhf", [*BASE[:-1], "scored", "reward"]),
     ("online_dpo", "feedback", [*BASE, "train-dpo", "dpo"]),
-    ("rlhf", "feedback", [*BASE[:-1], "scored", "reward", "vote", "best-reward", "weighted-reward"]),
     ("process_reward", "feedback", [*BASE[:3], "vote"]),
     ("oreo", "feedback", BASE[:3]),
     ("ai_feedback", "feedback", BASE[:3]),
