@@ -58,7 +58,8 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "particle_filtering": [("searches", ["particles"])],
     "tree_of_thoughts": [("searches", ["tot"])],
     "mcts": [("searches", ["mcts"])],
-    "reward_model": [("feedback", ["best-reward"])],
+    "reward_model": [("reward-model", ["best-reward", "best-128"]), ("feedback", ["best-reward"])],
+    "ppo": [("rlhf", ["ppo", "grpo", "rft-greedy"])],
     "process_reward": [("process-reward", ["best-checked"])],
     "checked_steps": [("process-reward", ["best-checked"])],
 }
@@ -84,6 +85,8 @@ PLACES = dict.fromkeys(
     "starts": "preference",
     "early": "preference",
     "feedback": "preference",
+    "reward-model": "preference",
+    "rlhf": "rl",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
@@ -222,7 +225,13 @@ def main() -> None:
         place = ROOT / "docs" / "results" / PLACES.get(recipe[1], "")
         target = place / recipe[1]
         target.mkdir(parents=True, exist_ok=True)
-        drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").is_file()]
+        courses = {
+            f"course_{stage['name']}": f"{stage['label']}: reward and {stage['course']['gold']} against the KL from the start"
+            for stage in reports[recipe[1]]["trained"]
+            if stage.get("course")
+        }
+        figures = FIGURES | courses
+        drawn = [name for name in figures if (folder / "figures" / f"{name}.png").is_file()]
         for figure in drawn:
             shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
         shutil.copy(folder / "report.json", target / "report.json")
@@ -231,7 +240,7 @@ def main() -> None:
         body = re.sub(r"^# .*\n", "", body).replace("\n## ", "\n### ")
         body = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", body)
         text = between(page.read_text(), "report", body)
-        images = "\n\n".join(f"![{alt}]({recipe[1]}/{name}.png)" for name, alt in FIGURES.items() if name in drawn)
+        images = "\n\n".join(f"![{alt}]({recipe[1]}/{name}.png)" for name, alt in figures.items() if name in drawn)
         page.write_text(re.sub(r"<!-- figures -->(\n+!\[.*\]\(.*\))*", f"<!-- figures -->\n\n{images}", text))
     readme = ROOT / "README.md"
     text = between(readme.read_text(), "benchmarks", speed())
