@@ -225,12 +225,11 @@ def main() -> None:
         place = ROOT / "docs" / "results" / PLACES.get(recipe[1], "")
         target = place / recipe[1]
         target.mkdir(parents=True, exist_ok=True)
-        courses = {
-            f"course_{stage['name']}": f"{stage['label']}: reward and {stage['course']['gold']} against the KL from the start"
-            for stage in reports[recipe[1]]["trained"]
-            if stage.get("course")
+        watched = [stage for stage in reports[recipe[1]]["trained"] if stage.get("course")]
+        figures = FIGURES | {
+            f"course_{one['name']}": f"{one['label']}: reward and {one['course']['gold']} against the KL from the start"
+            for one in watched
         }
-        figures = FIGURES | courses
         drawn = [name for name in figures if (folder / "figures" / f"{name}.png").is_file()]
         for figure in drawn:
             shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
