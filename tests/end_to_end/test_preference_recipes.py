@@ -78,6 +78,14 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
         assert ppo["value"]["start"]["path"].endswith("reward/checkpoint")
         courses = {stage["name"]: stage["course"]["gold"] for stage in report["trained"] if stage["course"]}
         assert courses == {"train-ppo": "exact", "train-grpo": "exact"}
+        online = {one["name"]: one["samples"] for one in report["training"] if one["samples"]}
+        assert set(online) == {"train-ppo", "train-grpo"}
+        for samples in online.values():
+            (only,) = samples  # of one step
+            assert only["asked"].startswith("State the final answer")
+            assert "(reward " in only["replies"][0]["text"]
+            rewards = [float(reply["text"].split()[1].rstrip(")")) for reply in only["replies"]]
+            assert rewards == sorted(rewards, reverse=True)
 
 
 def test_kto_from_the_command_line_learns_from_labels(tmp_path: Path) -> None:

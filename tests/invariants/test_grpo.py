@@ -17,8 +17,7 @@ from posttrain.engines.meter import Account
 from posttrain.models.load import load
 from posttrain.models.shape import shape_of
 from posttrain.preference import _parts, grpo
-from posttrain.preference._online import overlong_punishment
-from posttrain.preference._rewards import Rewards
+from posttrain.preference._rewards import Rewards, overlong_punishment
 from posttrain.preference.grpo import Grpo
 from posttrain.training.rollouts import Policy
 
@@ -93,6 +92,37 @@ def test_the_first_step_is_worked_out_by_transformers_alone(reduction, temperatu
     assert row["ratio_change"] == row["clipped"] == 0
 
 
+def shown(folder):
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+
+
+def test_what_was_sampled_is_written_with_what_it_was_given(start, tmp_path):
+    method = replace(BASE, batch_size=7, epochs=1, show_rollouts=7, watched=("rule:parses=false,steps=false,regex='x'",))
+    made = method(start, ROWS, tmp_path / "all", seed=3)
+    found = shown(tmp_path / "all")
+    assert sorted(line["row"] for line in found) == list(range(7))
+    for line in found:
+        assert line["step"] == 1
+        assert line["messages"] == [{"role": "user", "content": ROWS[line["row"]]["prompt"]}]
+        assert line["answer"] == ROWS[line["row"]]["answer"]
+        assert all(sample["tokens"] <= 6 and sample["tokens"] >= 6 * sample["cut"] for sample in line["samples"])
+        worth = [float(bool(re.search(PATTERN, sample["text"]))) for sample in line["samples"]]
+        assert [sample["reward"] for sample in line["samples"]] == worth
+        assert [sample["watched_rule"] for sample in line["samples"]] == [float("x" in s["text"]) for s in line["samples"]]
+        assert len(line["samples"]) == 4
+    given = [sample for line in found for sample in line["samples"]]
+    (row,) = metrics(tmp_path / "all")
+    assert row["reward"] == pytest.approx(sum(sample["reward"] for sample in given) / 28)
+    assert row["cut"] == sum(sample["cut"] for sample in given) / 28
+    assert row["reply_tokens"] == sum(sample["tokens"] for sample in given) / 28
+    one = replace(method, show_rollouts=1)(start, ROWS, tmp_path / "one", seed=3)
+    assert shown(tmp_path / "one") == found[:1]
+    silent = replace(method, show_rollouts=0)(start, ROWS, tmp_path / "none", seed=3)
+    assert not (tmp_path / "none" / "rollouts.jsonl").exists()
+    same(weights(silent), weights(made), rtol=0, atol=0)
+    assert silent.key == one.key == made.key
+
+
 def test_skipping_samples_without_an_advantage_changes_nothing(start, tmp_path, monkeypatch):
     skipped = BASE(start, ROWS, tmp_path / "skipped", seed=3)
     assert {0, 1} < {row["trained"] for row in metrics(tmp_path / "skipped")}  # whole steps too, in which Adam goes on
@@ -140,6 +170,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     resumed = chosen(start, ROWS, tmp_path / "cut", seed=3)
     same(weights(resumed), weights(expected), rtol=0, atol=0)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert shown(tmp_path / "cut") == shown(tmp_path / "whole")  # what was written behind the saved state is there once
+    assert [line["step"] for line in shown(tmp_path / "cut")] == [row["step"] for row in metrics(tmp_path / "cut")]
     assert (resumed.cost.usage, resumed.cost.flops) == (expected.cost.usage, expected.cost.flops)
 
 

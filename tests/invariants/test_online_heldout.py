@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from posttrain.preference import _online
 from posttrain.preference._held_out import greedy_reward
 from posttrain.preference._online import Question, Sampler
 from posttrain.preference._rewards import Rewards
+from posttrain.preference._rollout_log import RolloutLog
 from posttrain.training.rollouts import Policy
 from posttrain.training.step import Learner
 
@@ -220,7 +222,8 @@ def asked_once(judge, *, only=()):
                  only=only if text == "bb" else ())
         for i, text in enumerate(("a", "bb", "ccc"))
     ]  # fmt: skip
-    sampler = Sampler(method=replace(BASE, batch_size=1), policy=policy, rewards=rewards, samples=2)
+    log = RolloutLog(path=Path("unused"), questions=0)
+    sampler = Sampler(method=replace(BASE, batch_size=1), policy=policy, rewards=rewards, samples=2, log=log)
     learner = SimpleNamespace(cost=Cost())
     return greedy_reward(sampler).measure(learner, questions), learner.cost
 

@@ -133,6 +133,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(name, start, tmp_pa
     alike(resumed, expected, rtol=0, atol=0)
     lines = metrics(tmp_path / "whole")
     assert metrics(tmp_path / "cut") == lines
+    assert (tmp_path / "cut" / "rollouts.jsonl").read_text() == (tmp_path / "whole" / "rollouts.jsonl").read_text()
     assert (resumed.cost.usage, resumed.cost.flops) == (expected.cost.usage, expected.cost.flops)
     if chosen.kl_target:
         assert len({line["kl_weight"] for line in lines}) == len(lines)  # the weight has moved in every step

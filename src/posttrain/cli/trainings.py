@@ -14,7 +14,7 @@ from ..pipeline.stages import Workshop
 
 __all__ = ["trainings"]
 
-_PROMPTS, _LETTERS = 3, 400  # of the report's samples; all of them are in the stage's samples.jsonl
+_PROMPTS, _LETTERS = 3, 400  # of the report's samples; all are in the stage's samples.jsonl and rollouts.jsonl
 
 
 def trainings(shop: Workshop) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def trainings(shop: Workshop) -> list[dict[str, Any]]:
             continue
         folder = shop.done[stage.name].folder
         facts = read_json(folder / "checkpoint" / "posttrain.json").get("evaluation")
-        samples = _samples(folder / "samples.jsonl")
+        samples = _samples(_lines(folder / "samples.jsonl")) + _rollouts(_lines(folder / "rollouts.jsonl"))
         if facts or samples:
             tokens = parse(stage.train.method).name == "sft"
             sentence = _sentence(facts, tokens=tokens) if facts else "replies during training, without held-out rows."
@@ -53,14 +53,29 @@ def _sentence(facts: Mapping[str, Any], *, tokens: bool) -> str:
 
 
 def _course(folder: Path, name: str) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = _lines(folder / "metrics.jsonl")
     return [{"step": line["step"], name: line[f"eval_{name}"]} for line in lines if f"eval_{name}" in line]
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _rollouts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a question of the first and of the last step, with the samples that were rewarded best and worst."""
+    found = []
+    for line in {id(line): line for line in (lines[:1] + lines[-1:])}.values():
+        ranked = sorted(line["samples"], key=lambda sample: -sample["reward"])
+        replies = [
+            {"step": line["step"], "text": f"(reward {sample['reward']:.2f}) {_short(sample['text'])}"}
+            for sample in {id(sample): sample for sample in (ranked[0], ranked[-1])}.values()
+        ]
+        found.append({"asked": _short(line["messages"][-1]["content"]), "replies": replies})
+    return found
+
+
+def _samples(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return for the first prompts what was asked last, and the replies at the first and at the last step."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_prompt.setdefault(json.dumps(line["messages"]), []).append(line)

@@ -30,7 +30,8 @@ from ..training.rows import fits
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..verifiers.build import weighted
-from ._rewards import AsAsked, Rewarded, Rewards, identified
+from ._rewards import AsAsked, Rewarded, Rewards, identified, overlong_punishment
+from ._rollout_log import RolloutLog
 from ._rollout_server import RolloutServer, identified_server
 
 __all__ = ["Batch", "OnlineSettings", "Question", "Sampler", "check_online", "identity", "questions_of"]
@@ -51,6 +52,7 @@ class OnlineSettings(TrainerSettings):
     rollout_tokens: int = 256  # of a sample, at most; the environment's words among them
     rollout_temperature: float = 1.0
     rollout_server: str = ""  # `openai:…` with update=: who draws the samples; "": this process
+    show_rollouts: int = 1  # questions of each step whose samples are written to `rollouts.jsonl`
     overlong: int = 0  # tokens before the limit from which on length is punished; 0: it is not
     drop_cut: bool = False  # learn nothing from samples that the limit ended
     kl: float = 0.0  # β of KL(π ‖ start)
@@ -61,7 +63,8 @@ class OnlineSettings(TrainerSettings):
 
 def check_online(method: OnlineSettings, name: str) -> None:
     """Raise `ConfigError` for settings that cannot be."""
-    for field, least in (("rollout_tokens", 1), ("overlong", 0), ("minibatches", 1), ("iterations", 1), ("kl", 0)):
+    least_of = {"rollout_tokens": 1, "overlong": 0, "minibatches": 1, "iterations": 1, "kl": 0, "show_rollouts": 0}
+    for field, least in least_of.items():
         if getattr(method, field) < least:
             raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
     if not method.rollout_temperature > 0:
@@ -206,6 +209,7 @@ class Sampler:
     policy: Policy
     rewards: Rewards
     samples: int  # of each question
+    log: RolloutLog
     environment: Environment | None = None
     server: RolloutServer | None = None
 
@@ -230,15 +234,17 @@ class Sampler:
             name, weighs = type(method).__name__.lower(), bool(getattr(method, "truncate", 0))
             server = RolloutServer.open(method.rollout_server, name, policy, out=session.out, needs_logprobs=weighs)
         return cls(
-            method=method, policy=policy, rewards=rewards, samples=samples, environment=environment, server=server
+            method=method, policy=policy, rewards=rewards, samples=samples, environment=environment, server=server,
+            log=RolloutLog(path=session.out / "rollouts.jsonl", questions=method.show_rollouts),
         )  # fmt: skip
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Have a server's weights removed in the end, and what is still asked of it awaited."""
+        """Have a server's weights removed in the end, what is still asked of it awaited, and the log closed."""
         try:
             yield
         finally:
+            self.log.close()
             if self.server is not None:
                 self.server.close()
 
@@ -290,11 +296,3 @@ class Sampler:
         )  # fmt: skip
         examples = [question.example for question in questions]
         return episodes.rollouts(prompts, examples, step=step, samples=self.samples)
-
-
-def overlong_punishment(tokens: Tensor, *, limit: int, zone: int) -> Tensor:
-    """Return 0 up to limit − zone tokens, then falling to −1 at the limit: ((limit − zone) − |y|) / zone.
-
-    Source: DAPO (Yu et al. 2025, 2503.14476), eq. 13, with L_max the limit of what is generated.
-    """
-    return (((limit - zone) - tokens.double()) / zone).clamp(-1.0, 0.0)

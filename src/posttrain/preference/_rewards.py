@@ -27,7 +27,7 @@ from ..models.load import fingerprint_of
 from ..training.processes import gathered
 from ..verifiers.build import build_verifier, compares, files_of, local_engine, weighted
 
-__all__ = ["AsAsked", "Rewarded", "Rewards", "identified"]
+__all__ = ["AsAsked", "Rewarded", "Rewards", "identified", "overlong_punishment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,3 +198,11 @@ class AsAsked:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
+
+
+def overlong_punishment(tokens: Tensor, *, limit: int, zone: int) -> Tensor:
+    """Return 0 up to limit − zone tokens, then falling to −1 at the limit: ((limit − zone) − |y|) / zone.
+
+    Source: DAPO (Yu et al. 2025, 2503.14476), eq. 13, with L_max the limit of what is generated.
+    """
+    return (((limit - zone) - tokens.double()) / zone).clamp(-1.0, 0.0)

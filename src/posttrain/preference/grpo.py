@@ -156,6 +156,7 @@ class _Stepper:
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
         method = self.method
         batch, asked = self._sampled(rows, step)
+        self.sampler.log.write(batch, step)
         groups = [[rollout.encoded for rollout in each] for each in batch.rollouts]
         work = [self.objective.group_work(group, backward=False) for group in groups]
         told, cost, updates = batch.measures(), batch.cost, method.minibatches * method.iterations

@@ -162,6 +162,7 @@ class _Stepper:
 
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
         batch = self.sampler(rows, step=step)
+        self.sampler.log.write(batch, step)
         told, cost, beta = batch.measures(), batch.cost, self.kl_weight.value
         groups = [[rollout.encoded for rollout in each] for each in batch.rollouts]
         budget = {"tokens_per_microbatch": 4 * self.session.tokens_per_microbatch}

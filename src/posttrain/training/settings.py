@@ -27,6 +27,7 @@ NEUTRAL = frozenset(
         "sample_count",
         "sample_tokens",
         "sharding",
+        "show_rollouts",
     }
 )
 # A trainer's own settings that came after runs had been finished, at their defaults.
