@@ -362,6 +362,23 @@ def test_scored_responses_list_every_finished_reply_with_its_grade() -> None:
     assert [one.score for one in read] == [1.0, 0.0, 1.0, 1.0]
 
 
+def test_a_reference_joins_the_replies_as_a_right_one() -> None:
+    several = [sampled("a", "Xb"), sampled("b", "ab"), sampled("c", "xa"), sampled("d", "X")]
+    unknown = replace(sampled("e", "Xa"), example=Example(id="e", question="e?"))
+    made = ScoredResponses(reference="answer", mixed=True)(Task(), prompter, [*several, unknown], seed=0)
+    found = {row["id"]: dict(zip(row["responses"], row["scores"], strict=True)) for row in made.rows}
+    assert found["a"] == {"X": 1.0, "b": 0.0}  # written already
+    assert found["b"] == {"a": 0.0, "b": 0.0, "x": 1.0}
+    assert found["c"] == {"x": 1.0, "a": 0.0}  # graded as wrong, so the grade goes by case: it is the reference now
+    assert found["e"] == {"X": 1.0, "a": 0.0}
+    assert (made.counts["not_mixed"], made.counts["without_a_reference"]) == (1, 1)
+    solved = replace(several[1], example=replace(several[1].example, rationale="1 + 1 = x"))
+    (row,) = ScoredResponses(reference="worked")(Task(), prompter, [solved], seed=0).rows
+    assert (row["responses"][-1], row["scores"]) == ("1 + 1 = x", [0.0, 0.0, 1.0])
+    with pytest.raises(ConfigError, match="by=value knows nothing of"):
+        ScoredResponses(reference="worked", by="value")
+
+
 def test_scores_of_the_strategys_verifier_in_place_of_grades() -> None:
     item = sampled("a", "AbC", ["stop", "stop", "stop"])
     judged = replace(item, values=(0.2, 0.9, None))

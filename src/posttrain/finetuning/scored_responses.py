@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.protocols import Prompter, Task
-from ..core.types import Made, Sampled
+from ..core.types import Example, Made, Sampled
 from ..data.asking import asking
-from ..data.replies import distinct
+from ..data.replies import distinct, same_text
+from ..tasks.wording import answer_text
 from ._replies import row
 
 __all__ = ["ScoredResponses"]
@@ -25,7 +26,9 @@ class ScoredResponses:
 
     Replies cut by the length limit are left out: they were not finished, which is no matter of right or wrong. With
     `mixed` only questions with replies of different scores are kept; the others have nothing to choose between.
-    `prompt` asks the question in another way than it was sampled with.
+    With `reference=answer` the task's own answer, or with `worked` its worked solution, joins each question's replies as a
+    right one: a reward model then learns of questions too that are never answered right, on which an online method would
+    else ask it for what it has never seen. `prompt` asks the question in another way than it was sampled with.
     """
 
     version: ClassVar[str] = "1"
@@ -38,13 +41,22 @@ class ScoredResponses:
 
     by: Literal["grade", "value"] = "grade"
     mixed: bool = False
+    reference: Literal["", "answer", "worked"] = ""
     prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reference and self.by == "value":
+            raise ConfigError(
+                "scored_responses: reference counts as right, which by=value knows nothing of: leave it out, or set by=grade"
+            )
 
     def __call__(self, task: Task, prompter: Prompter, sampled: Sequence[Sampled], *, seed: int) -> Made:
         ask = asking(self.prompt, prompter)
         counts = dict.fromkeys(("questions", "replies", "cut", "repeated", "without_a_reply", "not_mixed"), 0)
         if self.by == "value":
             counts["unscored"] = 0
+        if self.reference:
+            counts["without_a_reference"] = 0
         rows = []
         for item in sampled:
             whole = [i for i, finish in enumerate(item.finishes) if finish == "stop" and item.texts[i].strip()]
@@ -59,6 +71,12 @@ class ScoredResponses:
             counts["replies"] += len(item.texts)
             counts["cut"] += len(item.texts) - len(whole)
             counts["repeated"] += len(scored) - len(texts)
+            if self.reference:
+                right = self._right(task, item.example)
+                counts["without_a_reference"] += right is None
+                written = {same_text(text) for text in texts if scores[text] == 1.0}
+                if right is not None and same_text(right) not in written:
+                    texts, scores = [*texts, right], scores | {right: 1.0}
             if not texts:
                 counts["without_a_reply"] += 1
                 continue
@@ -86,3 +104,8 @@ class ScoredResponses:
                 "of middling difficulty"
             )
         return Made(rows=tuple(rows), counts=counts | {"rows": len(rows)})
+
+    def _right(self, task: Task, example: Example) -> str | None:
+        if self.reference == "worked":
+            return example.rationale or None
+        return None if example.answer is None else answer_text(task, example.answer)

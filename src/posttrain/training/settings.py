@@ -27,9 +27,9 @@ NEUTRAL = frozenset(
         "sample_count",
         "sample_tokens",
         "sharding",
-        "show_rollouts",
     }
 )
+_NEUTRAL_ONLINE = {"show_rollouts"}  # likewise, of methods that sample while they train
 # A trainer's own settings that came after runs had been finished, at their defaults.
 LATER = {
     "targets": "all-linear", "virtual_tokens": 20, "width": 64, "gap": 0.0, "per_token": False, "reference_free": False,
@@ -131,5 +131,5 @@ def key_config(method: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()
-        if name not in NEUTRAL and not (name in shared and value == shared[name])
+        if name not in NEUTRAL | _NEUTRAL_ONLINE and not (name in shared and value == shared[name])
     }
