@@ -362,6 +362,15 @@ def test_scored_responses_list_every_finished_reply_with_its_grade() -> None:
     assert [one.score for one in read] == [1.0, 0.0, 1.0, 1.0]
 
 
+def test_what_a_grade_tells_apart_is_no_copy() -> None:
+    """Where case counts, a reply that is wrong by its case alone is what a reward model must see."""
+    (row,) = ScoredResponses()(Task(), prompter, [sampled("a", "aAbBB")], seed=0).rows
+    assert dict(zip(row["responses"], row["scores"], strict=True)) == {"a": 0.0, "A": 1.0, "b": 0.0, "B": 1.0}
+    same = replace(sampled("a", "abc"), texts=("No no", "no  no", "NO NO"), scores=(0.0, 0.0, 1.0))
+    (row,) = ScoredResponses()(Task(), prompter, [same], seed=0).rows
+    assert dict(zip(row["responses"], row["scores"], strict=True)) == {"No no": 0.0, "NO NO": 1.0}
+
+
 def test_a_reference_joins_the_replies_as_a_right_one() -> None:
     several = [sampled("a", "Xb"), sampled("b", "ab"), sampled("c", "xa"), sampled("d", "X")]
     unknown = replace(sampled("e", "Xa"), example=Example(id="e", question="e?"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,7 +31,7 @@ class ScoredResponses:
     else ask it for what it has never seen. `prompt` asks the question in another way than it was sampled with.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     kind: ClassVar[str] = "data"
     measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Dong et al. 2023, arXiv 2304.06767; Gulcehre et al. 2023, arXiv 2308.08998"
@@ -66,7 +66,7 @@ class ScoredResponses:
                 counts["unscored"] += sum(values[i] is None for i in whole)
             scored = [(item.texts[i], value) for i in whole if (value := values[i]) is not None]
             scores = dict(scored)
-            texts = distinct(list(scores))
+            texts = _different(scores) if self.by == "grade" else distinct(list(scores))
             counts["questions"] += 1
             counts["replies"] += len(item.texts)
             counts["cut"] += len(item.texts) - len(whole)
@@ -109,3 +109,9 @@ class ScoredResponses:
         if self.reference == "worked":
             return example.rationale or None
         return None if example.answer is None else answer_text(task, example.answer)
+
+
+def _different(scores: Mapping[str, float]) -> list[str]:
+    """Return the texts without copies; what differs in case or white space alone is another text if its grade is another."""
+    kept = {text for grade in set(scores.values()) for text in distinct([t for t in scores if scores[t] == grade])}
+    return [text for text in scores if text in kept]

@@ -62,6 +62,7 @@ class Ppo(OnlineSettings):
     """
 
     version: ClassVar[str] = "1"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, arXiv 2203.02155"
     cost: ClassVar[str] = (
         "sampling a reply a prompt, and per token of it 6 forward passes an iteration (policy 3, value model 3) and 3 before"
