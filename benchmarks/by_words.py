@@ -2,8 +2,9 @@
 
     python benchmarks/by_words.py runs/rlhf
 
-For every evaluation on the test split, of former stages of the run too (`<stage>.old-<key>`). Of each online training, the
-means of the first and of the last tenth of its steps: reward, gold, KL. Written beside the published report.
+For every evaluation on the test split, of former stages of the run too (`<stage>.old-<key>`), with how many are wrong by the
+case of letters alone. Of each online training, the means of the first and of the last tenth of its steps: reward, gold, KL.
+Written beside the published report.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def main() -> None:
     run = parser.parse_args().run
     recipe = yaml.safe_load((run / "resolved.yaml").read_text(encoding="utf-8"))
     task = load_task(recipe["task"], seed=recipe["seed"], sizes=recipe["examples"])
-    words = {example.id: len(str(example.answer).split(", ")) for example in task.examples("test")}
-    found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}, "courses": {}}
+    answers = {example.id: str(example.answer) for example in task.examples("test")}
+    words = {name: len(answer.split(", ")) for name, answer in answers.items()}
+    found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}}
+    found |= {"wrong_by_case_alone": {}, "courses": {}}
     for path in sorted(run.glob("*/ledger.jsonl")):
         rows = [row for row in lines(path) if row["example"] in words]
         if rows:
@@ -49,6 +52,9 @@ def main() -> None:
             found["right_by_words"][path.parent.name] = {
                 n: {"questions": len(scores), "right": sum(scores)} for n, scores in counts.items()
             }
+            found["wrong_by_case_alone"][path.parent.name] = sum(
+                row["score"] < 1 and str(row["answer"]).casefold() == answers[row["example"]].casefold() for row in rows
+            )
     for path in sorted(run.glob("*/metrics.jsonl")):
         if any("watched_exact" in line for line in lines(path)):
             found["courses"][path.parent.name] = course(path)
