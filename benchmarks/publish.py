@@ -45,7 +45,7 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "distilled": [("distillation", ["sequence"])],
     "mixed": [("domain", ["tuned-replay"])],
     "worked_examples": [("quickstart", ["sft-greedy"])],
-    "grpo": [("feedback", ["rft-greedy", "grpo"]), ("grpo", ["rft-greedy", "grpo-greedy"])],
+    "grpo": [("feedback", ["rft-greedy", "grpo"]), ("rlhf", ["grpo"]), ("grpo", ["rft-greedy", "grpo-greedy"])],
     "questions": [("r1-zero", ["zero-test"])],
     "verified_pairs": [("feedback", ["dpo"]), ("preference", ["chosen", "dpo"])],
     "instructed": [("searches", ["instructed"])],
@@ -58,8 +58,8 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "particle_filtering": [("searches", ["particles"])],
     "tree_of_thoughts": [("searches", ["tot"])],
     "mcts": [("searches", ["mcts"])],
-    "reward_model": [("reward-model", ["best-reward", "best-128"]), ("feedback", ["best-reward"])],
-    "ppo": [("rlhf", ["ppo", "grpo", "rft-greedy"])],
+    "reward_model": [("rlhf", ["grpo"]), ("feedback", ["best-reward"])],
+    "ppo": [("rlhf", ["ppo", "grpo"])],
     "process_reward": [("process-reward", ["best-checked"])],
     "checked_steps": [("process-reward", ["best-checked"])],
 }
@@ -96,6 +96,7 @@ PAGES = {  # run -> what comes first
     "feedback": "[What feedback on own replies is worth](../results/preference/feedback.md). ",
     "preference": "[The same pairs for every method](../results/preference/preference.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
+    "rlhf": "[RLHF with a learned reward](../results/rl/rlhf.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
     "(../results/preference/process-reward.md). ",

@@ -68,7 +68,7 @@ def _rollouts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ranked = sorted(line["samples"], key=lambda sample: -sample["reward"])
         replies = [
             {"step": line["step"], "text": f"(reward {sample['reward']:.2f}) {_short(sample['text'])}"}
-            for sample in {id(sample): sample for sample in (ranked[0], ranked[-1])}.values()
+            for sample in {sample["text"]: sample for sample in (ranked[0], ranked[-1])}.values()
         ]
         found.append({"asked": _short(line["messages"][-1]["content"]), "replies": replies})
     return found
