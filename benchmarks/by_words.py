@@ -1,10 +1,11 @@
-"""How many lists a run of recipes/rlhf.yaml reverses rightly, by their words, and the courses of PPO and GRPO.
+"""What a run of recipes/rlhf.yaml knows by the length of lists, and what its reward models and online trainings did.
 
     python benchmarks/by_words.py runs/rlhf
 
-For every evaluation on the test split, of former stages of the run too (`<stage>.old-<key>`), with how many are wrong by the
-case of letters alone. Of each online training, the means of the first and of the last tenth of its steps: reward, gold, KL.
-Written beside the published report.
+Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of words, and
+how many are wrong by the case of letters alone. Of the start's samples: questions with a right one among them, by words. Of
+every reward model: what held-out rows say. Of each online training: reward, gold and KL as means of the first and the last
+tenth of its steps, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`. Written beside the report.
 """
 
 from __future__ import annotations
@@ -35,29 +36,53 @@ def course(path: Path) -> dict[str, Any]:
     return {"steps": len(steps), **means}
 
 
+def by_words(words: dict[str, int], scores: dict[str, float]) -> dict[int, dict[str, float]]:
+    """Of the examples scored, by their number of words: how many, and the sum of their scores."""
+    counts = sorted({words[example] for example in scores})
+    groups = {n: [score for example, score in scores.items() if words[example] == n] for n in counts}
+    return {n: {"questions": len(found), "right": sum(found)} for n, found in groups.items()}
+
+
+def highest(path: Path) -> dict[str, Any]:
+    """The sample with the highest reward among the right ones and among the wrong ones."""
+    samples = [{"step": line["step"], "answer": line["answer"], **one} for line in lines(path) for one in line["samples"]]
+    parts = {
+        "right": [s for s in samples if s["watched_exact"] == 1],
+        "wrong": [s for s in samples if s["watched_exact"] < 1],
+    }
+    told = ("step", "answer", "text", "reward")
+    return {name: {key: max(part, key=lambda s: s["reward"])[key] for key in told} for name, part in parts.items() if part}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of recipes/rlhf.yaml")
     run = parser.parse_args().run
     recipe = yaml.safe_load((run / "resolved.yaml").read_text(encoding="utf-8"))
     task = load_task(recipe["task"], seed=recipe["seed"], sizes=recipe["examples"])
-    answers = {example.id: str(example.answer) for example in task.examples("test")}
-    words = {name: len(answer.split(", ")) for name, answer in answers.items()}
-    found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}}
-    found |= {"wrong_by_case_alone": {}, "courses": {}}
+    splits = ("test", "validation")
+    answers = {split: {example.id: str(example.answer) for example in task.examples(split)} for split in splits}
+    words = {split: {name: len(answer.split(", ")) for name, answer in answers[split].items()} for split in splits}
+    found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}, "wrong_by_case_alone": {}}
+    found |= {"solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
     for path in sorted(run.glob("*/ledger.jsonl")):
-        rows = [row for row in lines(path) if row["example"] in words]
-        if rows:
-            counts = {n: [row["score"] for row in rows if words[row["example"]] == n] for n in sorted(set(words.values()))}
-            found["right_by_words"][path.parent.name] = {
-                n: {"questions": len(scores), "right": sum(scores)} for n, scores in counts.items()
-            }
-            found["wrong_by_case_alone"][path.parent.name] = sum(
-                row["score"] < 1 and str(row["answer"]).casefold() == answers[row["example"]].casefold() for row in rows
-            )
+        stage, rows = path.parent.name, lines(path)
+        if all(row["example"] in answers["test"] for row in rows):
+            found["right_by_words"][stage] = by_words(words["test"], {row["example"]: row["score"] for row in rows})
+            wrong = [(str(row["answer"]), answers["test"][row["example"]]) for row in rows if row["score"] < 1]
+            found["wrong_by_case_alone"][stage] = sum(said.casefold() == gold.casefold() for said, gold in wrong)
+        else:
+            solved = {row["example"]: float(any(c["score"] == 1 for c in row["candidates"])) for row in rows}
+            found["solved_by_words"][stage] = by_words(words["validation"], solved)
+    for path in sorted(run.glob("*/checkpoint/posttrain.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["method"] == "rewardmodel":
+            found["reward_models"][path.parents[1].name] = facts["held_out"]
     for path in sorted(run.glob("*/metrics.jsonl")):
         if any("watched_exact" in line for line in lines(path)):
             found["courses"][path.parent.name] = course(path)
+    for path in sorted(run.glob("*/rollouts.jsonl")):
+        found["highest_rewards"][path.parent.name] = highest(path)
     place = ROOT / "docs" / "results" / "rl" / "rlhf" / "by_words.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

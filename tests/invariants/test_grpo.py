@@ -194,6 +194,9 @@ def test_two_processes_give_the_trajectory_of_one(start, tmp_path):
     assert two_processes(lambda: chosen(start, ROWS, tmp_path / "two", seed=3), tmp_path / "meeting") == [0, 0]
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+    for a, b in zip(shown(tmp_path / "one"), shown(tmp_path / "two"), strict=True):  # written once, by one process
+        assert (a["step"], a["row"]) == (b["step"], b["row"])
+        assert [sample["text"] for sample in a["samples"]] == [sample["text"] for sample in b["samples"]]
 
 
 def test_kl_holds_the_policy_to_its_start(start, tmp_path):

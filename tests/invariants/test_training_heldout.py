@@ -86,6 +86,7 @@ def test_what_a_row_asks_does_not_depend_on_how_it_is_written():
         {"question": "1 + 1?", "steps": ["2"], "mistake_index": None},
         {"question": "1 + 1?", "answer": "2"},
         {"instruction": "1 + 1?", "input": "", "output": "2"},
+        {"instruction": "the same beside every conversation", "messages": said},
     ]
     assert len({question_of(row) for row in forms}) == 1
     system = {"messages": [{"role": "system", "content": "Be brief."}, *said]}

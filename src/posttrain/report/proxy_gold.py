@@ -46,8 +46,8 @@ def course_of(label: str, lines: Sequence[Facts]) -> dict[str, Any] | None:
     over = "" if width == 1 else f" (means of {width} steps)"
     sentence = (
         f"{label}: {name}, which was watched, was highest at step {best['step']}, {best['gold']:.3f} at a KL of "
-        f"{best['kl']:.2f}{over}; it began at {first['gold']:.3f} and ended at {last['gold']:.3f} at a KL of "
-        f"{last['kl']:.2f}, while the reward went from {first['proxy']:.3f} to {last['proxy']:.3f}."
+        f"{best['kl']:z.2f}{over}; it began at {first['gold']:.3f} and ended at {last['gold']:.3f} at a KL of "
+        f"{last['kl']:z.2f}, while the reward went from {first['proxy']:.3f} to {last['proxy']:.3f}."
     )
     return {"gold": name, "best_step": best["step"], "points": points, "sentence": sentence}
 

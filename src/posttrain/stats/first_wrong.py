@@ -28,8 +28,8 @@ def step_report(
     recall = exact hits / solutions with a wrong step, and their F1; `majority_f1`: that of the best constant place, chosen
     on these very solutions. `harmonic`: of the accuracies on solutions with and without a wrong step, None where one kind is
     missing (Zheng et al. 2024, ProcessBench, 2412.06559, section 4.1). With `questions`, what each solution answers,
-    `within`: of the `pairs` of a solution without a wrong step and one with one to the same question, the share in which
-    the former's weakest step has the higher probability (equal: half) — what choosing among samples needs; None without a
+    `within`: of the `pairs` of a solution without a step judged wrong and one with one to the same question, the share in
+    which the former's weakest step has the higher probability (equal: half), as choosing among samples needs; None without a
     pair. Raises `ValueError` without a judged step.
     """
     steps = (step for ps, ys in zip(chances, labels, strict=True) for step in zip(ps, ys, strict=True))

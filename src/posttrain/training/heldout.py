@@ -21,7 +21,7 @@ from .step import Learner
 
 __all__ = ["OBJECTIVE", "Evaluation", "HeldOut", "question_of", "split_by_question"]
 
-_ASKED = ("prompt", "question", "instruction", "messages", "chosen")  # a pair without a prompt begins with it on both sides
+_ASKED = ("prompt", "messages", "question", "instruction", "chosen")  # as rows are read; a pair without begins alike
 
 
 def question_of(row: Mapping[str, Any]) -> str:
@@ -29,9 +29,10 @@ def question_of(row: Mapping[str, Any]) -> str:
 
     Rows that ask the same are held out together, whatever they answer: else a model is tested on what it has seen.
     """
-    turns = next((row[name] for name in _ASKED if name in row), None)
+    name = next((name for name in _ASKED if name in row), "")
+    turns = row.get(name)
     if isinstance(turns, str):
-        more = row.get("input") if "instruction" in row else None
+        more = row.get("input") if name == "instruction" else None
         turns = [{"role": "user", "content": turns if not more else f"{turns}\n\n{more}"}]
     if not isinstance(turns, Sequence) or not turns:
         return json.dumps(row, sort_keys=True, ensure_ascii=False, default=plain)
