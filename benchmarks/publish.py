@@ -85,7 +85,7 @@ PLACES = dict.fromkeys(
     "starts": "preference",
     "early": "preference",
     "feedback": "preference",
-    "reward-model": "preference",
+    "judgements": "preference",
     "rlhf": "rl",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first

@@ -63,7 +63,10 @@ def shrunk(name: str, folder: Path) -> Path:
     ("preference_sft", ["start", "chosen", "best", "ranked", "weighted"]),
     ("oreo", ["sft-greedy", "rejection", "offline", "beam", "value-beam", "online-1"]),
     ("rlhf", ["sft-greedy", "ppo", "grpo", "rft-greedy"]),
-    ("reward_model", ["sft-greedy", "vote", "best-likelihood", "best-reward", "weighted-reward", "best-32", "best-128"]),
+    ("judgements", [
+        "sft-greedy", "vote", "best-likelihood", "best-reward", "weighted-reward", "best-32", "best-128",
+        "dpo", "rpo", "chosen", "ipo", "kto", "orpo", "simpo",
+    ]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +75,7 @@ def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatc
     assert [rung["name"] for rung in report["rungs"]] == rungs
     trained = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*/checkpoint/posttrain.json"))]
     models = {"preference": 9, "preference_rates": 5, "online_dpo": 4, "preference_sft": 5, "oreo": 4, "rlhf": 5}
-    assert len(trained) == (models | {"reward_model": 2})[name]
+    assert len(trained) == (models | {"judgements": 9})[name]
     if name == "rlhf":
         (ppo,) = [made for made in trained if made["method"] == "ppo"]
         assert ppo["value"]["start"]["path"].endswith("reward/checkpoint")

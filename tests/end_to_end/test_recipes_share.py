@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
 
 @pytest.mark.parametrize(("name", "of", "shared"), [
     ("grpo", "preference", BASE[:-1]),
-    ("reward_model", "rlhf", [*BASE[:-1], "scored", "reward"]),
+    ("judgements", "rlhf", [*BASE[:-1], "scored", "reward"]),
     ("online_dpo", "feedback", [*BASE, "train-dpo", "dpo"]),
     ("process_reward", "feedback", [*BASE[:3], "vote"]),
     ("oreo", "feedback", BASE[:3]),
