@@ -14,7 +14,7 @@ from tiny_models import ending_folder, tokenizer
 from training_runs import killed_after, metrics, same, weights
 from transformers import AutoModelForCausalLM
 
-from posttrain.core.errors import DataError, TrainingError
+from posttrain.core.errors import ConfigError, DataError, TrainingError
 from posttrain.core.types import Checkpoint, Completion, Cost, Example, Message, Prompt, Sampling, Score, Usage
 from posttrain.engines.meter import Account
 from posttrain.preference import _online
@@ -163,6 +163,28 @@ def test_evaluations_are_charged_their_replies(name, start, whole):
     made, lines, *_ = whole[name]
     evaluated = greedy(start.path)[1] + sum(line.get("eval_reply_tokens", 0.0) for line in lines)
     assert made.cost.usage.generated - sum(line["generated"] for line in lines) == pytest.approx(5 * evaluated)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_watched_may_decide_the_best_step(name, chosen, files, start, whole, tmp_path):
+    (files / "other.py").write_text(REWARD.replace("return 0.5", "return 1 - 0.5").replace("1 - worth if", "worth if"))
+    other = f"function:call={files / 'other.py'}:score"
+    method = replace(chosen[name], watched=(other,), eval_by="watched_function")
+    with pytest.raises(ConfigError, match="eval_by = 'exact' is none of the measures reward, reward_function, watched_fun"):
+        replace(method, eval_by="exact")(start, TRAINED, tmp_path / "unknown", seed=3)
+    with pytest.raises(ConfigError, match="eval_by = 'function' is more than one of"):
+        replace(method, eval_by="function")(start, TRAINED, tmp_path / "both", seed=3)
+    with pytest.raises(ConfigError, match="eval_by = 'watched_function' needs held-out questions: set eval_share"):
+        replace(method, eval_data=None, eval_every=0, eval_start=False)(start, TRAINED, tmp_path / "none", seed=3)
+    made = method(start, TRAINED, tmp_path / "run", seed=3)
+    lines = metrics(tmp_path / "run")
+    found = {line["step"]: line["eval_watched_function"] for line in lines if "eval_watched_function" in line}
+    told = evaluation(made)
+    assert told["criterion"] == "watched_function"
+    assert told["best_step"] == max(found, key=found.get)
+    assert told["best_step"] != max(rewards_of(lines), key=rewards_of(lines).get)
+    assert told["start"]["watched_function"] == told["start_watched_function"]
+    assert rewards_of(lines) == rewards_of(whole[name][1])  # what is watched changes nothing
 
 
 def test_patience_waits_for_a_higher_reward(chosen, start, whole, tmp_path):

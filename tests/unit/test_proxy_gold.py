@@ -36,6 +36,29 @@ def test_the_step_where_the_gold_was_highest_by_hand() -> None:
     )
 
 
+def test_evaluations_on_held_out_questions_are_the_points_where_there_are_any() -> None:
+    lines = [dict(line, kl_sample=line["kl"] * 10) for line in LINES]
+    for step, gold, reward in ((5, 0.4, 1.5), (10, 0.6, 2.5), (20, 0.3, 3.5)):
+        lines[step - 1] |= {"eval_reward": reward, "eval_watched_exact": gold}
+    start = {"reward": 0.5, "watched_exact": 0.45, "reply_tokens": 9.0}
+    course = course_of("PPO", lines, {"rows": 160, "start": start})
+    assert course is not None
+    # the weights after step 5 drew the samples of step 6, whose KL is 10 * 0.1 * 6; those of step 20 drew none
+    assert course["points"] == [
+        {"step": 0, "kl": 0.0, "proxy": 0.5, "gold": 0.45},
+        {"step": 5, "kl": pytest.approx(6.0), "proxy": 1.5, "gold": 0.4},
+        {"step": 10, "kl": pytest.approx(11.0), "proxy": 2.5, "gold": 0.6},
+        {"step": 20, "kl": pytest.approx(20.0), "proxy": 3.5, "gold": 0.3},
+    ]
+    assert course["sentence"] == (
+        "PPO: exact, watched on the same 160 held-out questions, was highest at step 10, 0.600 at a KL of 11.00; it began "
+        "at 0.450 and ended at 0.300 at a KL of 20.00, while the reward went from 0.500 to 3.500."
+    )
+    late = course_of("PPO", lines, {"rows": 160})  # without an evaluation of the start
+    assert late is not None
+    assert [point["step"] for point in late["points"]] == [5, 10, 20]
+
+
 def test_without_something_watched_or_a_kl_there_is_no_course() -> None:
     assert course_of("PPO", [{"step": 1, "loss": 1.0}]) is None
     assert course_of("PPO", [{name: value for name, value in line.items() if name != "kl"} for line in LINES]) is None

@@ -157,7 +157,7 @@ def _trained(shop: Workshop, stage: StageConfig) -> Trained:
         steps=len(lines),
         losses=(lines[0]["loss"], lines[-1]["loss"]),
         held_out=made.get("evaluation"),
-        course=course_of(_label(stage), lines),
+        course=course_of(_label(stage), lines, made.get("evaluation")),
     )
 
 

@@ -45,6 +45,7 @@ class OnlineSettings(TrainerSettings):
 
     rewards: tuple[str, ...] = ("exact",)  # verifiers, `weight*spec` each
     watched: tuple[str, ...] = ()  # verifiers that are told and do not count
+    eval_by: str = "reward"  # what decides the best step on held-out questions: reward, or one of the verifiers above
     task: str = ""  # reads and grades answers; in a recipe, the stage's
     task_data: str | None = None  # its rows, where it has any
     environment: str = ""  # what answers the model's turns inside a sample; "": a sample is one reply

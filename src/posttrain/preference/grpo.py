@@ -13,7 +13,8 @@ Metrics: `reward` (mean), `reward_<verifier>`, `reward_std` (within prompts), `z
 are worth the same), `distinct` (share of different samples of a prompt), `reply_tokens` (mean), `cut` (share ended by the
 limit), `entropy` (mean −log π of what was drawn), `trained` (share of the samples that had a gradient), `clipped` (share of
 the tokens whose gradient the clip took), `ratio_change` (mean |r − 1|), `mismatch` (mean log π_old − log μ with the engine's
-μ: 0 where engine and trainer agree), `kl` (k3, or as a part of the reward the sum over a sample; with β > 0), `asked`
+μ: 0 where engine and trainer agree), `kl` (k3 a token, and `kl_sample` the sum over a sample; as a part of the reward `kl`
+is that sum; with β > 0), `asked`
 (prompts: with `resample` up to more than `batch_size`), `unscored` (share of samples without a readable verdict of a judge,
 where there are any: they count as the mean of their prompt, or of the step), `guessed` (share of samples whose tokens a
 server did not tell, where there are any: they are rewarded, and not trained on).
@@ -274,7 +275,8 @@ class _Objective:
         if self.kl_in_loss:
             reference_N = flat(item.reference for item in items).to(logps_N)
             value_N = value_N + method.kl * kl_loss(logps_N, reference_N, old_N, estimator=method.kl_estimator).to(value_N)
-            measures["kl"] = kl_estimate(logps_N.detach(), reference_N).sum() / totals.trained_tokens
+            from_start = kl_estimate(logps_N.detach(), reference_N).sum()
+            measures |= {"kl": from_start / totals.trained_tokens, "kl_sample": from_start / max(1, totals.sequences)}
         return (coefficient_N * value_N).sum(), measures
 
     def _measures(

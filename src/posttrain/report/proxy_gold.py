@@ -21,35 +21,64 @@ Facts = Mapping[str, Any]
 WATCHED = "watched_"
 
 
-def course_of(label: str, lines: Sequence[Facts]) -> dict[str, Any] | None:
+def course_of(label: str, lines: Sequence[Facts], evaluation: Facts | None = None) -> dict[str, Any] | None:
     """Return a training's course from its lines of metrics; None unless something was watched and the KL told.
 
-    Single steps are a few dozen samples: every point is the mean of the last tenth of all steps up to it. The gold is what
-    was watched first.
+    With evaluations on held-out questions (`evaluation`: what `posttrain.json` says of them) every point is one of these:
+    the same questions each time, so that points compare. Else each step asked others, a few dozen samples: every point is
+    the mean of the last tenth of all steps up to it. The KL is a sample's, in nats. The gold is what was watched first.
     """
     gold = next((name for line in lines for name in line if name.startswith(WATCHED)), None)
     told = [line for line in lines if gold in line and "kl" in line and "reward" in line]
     if gold is None or not told:
         return None
     width = max(1, len(told) // 10)
-
-    def mean(name: str, at: int) -> float:
-        part = told[max(0, at - width + 1) : at + 1]
-        return float(sum(line[name] for line in part)) / len(part)
-
-    points = [
-        {"step": told[at]["step"], "kl": mean("kl", at), "proxy": mean("reward", at), "gold": mean(gold, at)}
-        for at in range(width - 1, len(told))
-    ]
+    points = _held_out(lines, gold, evaluation or {})
+    where, over = "which was watched", "" if width == 1 else f" (means of {width} steps)"
+    if points:
+        where, over = f"watched on the same {(evaluation or {}).get('rows', 'held-out')} held-out questions", ""
+    else:
+        points = [_point(told[max(0, at - width + 1) : at + 1], gold) for at in range(width - 1, len(told))]
     best = max(points, key=lambda point: (point["gold"], -point["step"]))
     name, first, last = gold.removeprefix(WATCHED), points[0], points[-1]
-    over = "" if width == 1 else f" (means of {width} steps)"
     sentence = (
-        f"{label}: {name}, which was watched, was highest at step {best['step']}, {best['gold']:.3f} at a KL of "
+        f"{label}: {name}, {where}, was highest at step {best['step']}, {best['gold']:.3f} at a KL of "
         f"{best['kl']:z.2f}{over}; it began at {first['gold']:.3f} and ended at {last['gold']:.3f} at a KL of "
         f"{last['kl']:z.2f}, while the reward went from {first['proxy']:.3f} to {last['proxy']:.3f}."
     )
     return {"gold": name, "best_step": best["step"], "points": points, "sentence": sentence}
+
+
+def _kl(line: Facts) -> float:
+    return float(line["kl_sample"] if "kl_sample" in line else line["kl"])
+
+
+def _point(lines: Sequence[Facts], gold: str) -> dict[str, Any]:
+    """Return the means of some steps, at the last of them."""
+
+    def mean(values: Sequence[float]) -> float:
+        return float(sum(values)) / len(values)
+
+    proxy, watched = mean([line["reward"] for line in lines]), mean([line[gold] for line in lines])
+    return {"step": lines[-1]["step"], "kl": mean([*map(_kl, lines)]), "proxy": proxy, "gold": watched}
+
+
+def _held_out(lines: Sequence[Facts], gold: str, evaluation: Facts) -> list[dict[str, Any]]:
+    """Return a point for every evaluation, the start's first.
+
+    The KL of the weights after step s is told by the samples of step s + 1, which they drew; those of the last step by the
+    last step's own.
+    """
+    kl = {line["step"]: _kl(line) for line in lines if "kl" in line}
+    start, found = evaluation.get("start", {}), []
+    if "reward" in start and gold in start:
+        found.append({"step": 0, "kl": 0.0, "proxy": start["reward"], "gold": start[gold]})
+    for line in lines:
+        step = line["step"]
+        if "eval_reward" in line and f"eval_{gold}" in line and (step in kl or step + 1 in kl):
+            proxy, watched = line["eval_reward"], line[f"eval_{gold}"]
+            found.append({"step": step, "kl": kl.get(step + 1, kl.get(step, 0.0)), "proxy": proxy, "gold": watched})
+    return found if any(point["step"] for point in found) else []
 
 
 def draw_courses(report: Facts, folder: Path) -> list[Drawn]:
@@ -81,4 +110,4 @@ def _course(figure: Figure, course: Facts, narrow: bool) -> None:
     below.annotate(
         f"step {best['step']}", (best["kl"], best["gold"]), (6, -12), textcoords="offset points", fontsize=8.5, color=INK
     )
-    below.set_xlabel("KL from the start, nats")
+    below.set_xlabel("KL from the start, nats a sample")

@@ -104,6 +104,7 @@ class HeldOut:
     best: float | None = None  # the criterion's value there
     waited: int = 0  # evaluations since the best one
     values: dict[int, float] = field(default_factory=dict)  # of the criterion, by step
+    begun: dict[str, float] = field(default_factory=dict)  # all measures of the start, where it was evaluated
 
     @property
     def stops(self) -> bool:
@@ -112,7 +113,8 @@ class HeldOut:
 
     def before(self, learner: Learner) -> None:
         """Evaluate the start; it is told, and no candidate for the best."""
-        self.values[0] = self.evaluation.measure(learner, self.items)[self.evaluation.criterion]
+        self.begun = self.evaluation.measure(learner, self.items)
+        self.values[0] = self.begun[self.evaluation.criterion]
 
     def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
         """Evaluate when it is due after `step` steps (and at the end); returns measures named `eval_…`, or nothing."""
@@ -153,7 +155,8 @@ class HeldOut:
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         values = {str(step): value for step, value in self.values.items()}
-        return {"best_step": self.best_step, "best": self.best, "waited": self.waited, "values": values}
+        state = {"best_step": self.best_step, "best": self.best, "waited": self.waited, "values": values}
+        return state | ({"begun": self.begun} if self.begun else {})
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take a saved state."""
@@ -161,6 +164,7 @@ class HeldOut:
         old = "values" not in state  # saved when the loss was the only criterion
         self.best = state["best_loss" if old else "best"]
         self.values = {int(step): value for step, value in state["losses" if old else "values"].items()}
+        self.begun = dict(state.get("begun", {}))
 
     def facts(self, total: int) -> dict[str, Any]:
         """Return what `posttrain.json` tells: which step was exported, and why."""
@@ -176,6 +180,7 @@ class HeldOut:
             f"last_{criterion}": self.values.get(last),
             "steps_planned": total,
             "stopped_early": last < total,
+            **({"start": self.begun} if self.begun else {}),
         }
 
 

@@ -35,7 +35,7 @@ LATER = {
     "targets": "all-linear", "virtual_tokens": 20, "width": 64, "gap": 0.0, "per_token": False, "reference_free": False,
     "f_divergence": "reverse_kl", "f_alpha": 0.5, "likelihood": 0.0,
     "on_policy": 0.0, "rollout_tokens": 128, "rollout_temperature": 1.0, "watched": (),
-    "rollout_server": "", "overlap": 0,
+    "rollout_server": "", "overlap": 0, "eval_by": "reward",
 }  # fmt: skip
 
 
