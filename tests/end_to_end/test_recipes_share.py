@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
     ("judgements", "rlhf", [*BASE[:-1], "scored", "reward"]),
     ("online_dpo", "feedback", [*BASE, "train-dpo", "dpo"]),
     ("process_reward", "feedback", [*BASE[:3], "vote"]),
-    ("oreo", "feedback", BASE[:3]),
+    ("oreo", "rlhf", BASE[:3]),
     ("ai_feedback", "rlhf", BASE[:3]),
 ])  # fmt: skip
 def test_stages_are_those_of(name: str, of: str, shared: list[str], run: tuple[Path, dict[str, dict[str, str]]]) -> None:
