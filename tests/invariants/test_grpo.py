@@ -206,6 +206,8 @@ def test_kl_holds_the_policy_to_its_start(start, tmp_path):
     lines = metrics(tmp_path / "free"), metrics(tmp_path / "held")
     assert lines[0][0]["kl"] == lines[1][0]["kl"] == pytest.approx(0, abs=1e-9)
     assert lines[1][-1]["kl"] < 0.7 * lines[0][-1]["kl"]
+    for line in lines[0]:  # of tokens and of samples: the same sum
+        assert line["kl_sample"] == pytest.approx(line["kl"] * line["reply_tokens"])
 
 
 def test_an_adapter_is_held_to_the_start_and_a_second_one_too(start, tmp_path):
