@@ -65,7 +65,7 @@ def shrunk(name: str, folder: Path) -> Path:
     ("rlhf", ["sft-greedy", "ppo", "grpo", "rft-greedy"]),
     ("judgements", [
         "sft-greedy", "vote", "best-likelihood", "best-reward", "weighted-reward", "best-32", "best-128",
-        "dpo", "rpo", "chosen", "ipo", "kto", "orpo", "simpo",
+        "dpo", "chosen", "ipo", "kto", "orpo", "simpo", "rpo",
     ]),
 ])  # fmt: skip
 def test_the_recipe_runs(name: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
