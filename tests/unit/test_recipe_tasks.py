@@ -99,8 +99,24 @@ def test_a_stages_key_follows_its_own_task() -> None:
         ([{"name": "a", "eval": {"task": "sums"}}, {"name": "b", "data": {"stages": ["a"]}}], {}, "'a' of 'stages' is not"),
         ([{"name": "b", "data": {"stages": ["a"]}}], {}, "needs 'a', which is no earlier stage"),
         ([{"name": "b", "data": {"file": "x.jsonl", "task": "sums"}}], {}, "'task' says what a maker without 'from'"),
+        (
+            [{"name": n, "lever": "prompting", "eval": {"task": "sums", **e}} for n, e in (("a", {}), ("b", {"limit": 5}))],
+            {}, r"'a' \(12 examples\) and 'b' \(5\) are rungs of one task and answer different examples",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_said(stages: list[dict[str, Any]], more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(recipe(*stages, **more))
+    assert not list(Path("out").glob("*/ledger.jsonl"))  # before anything is answered
+
+
+def test_rungs_whose_settings_differ_may_ask_the_same() -> None:
+    def rung(name: str, lever: str = "prompting", **asked: Any) -> dict[str, Any]:
+        return {"name": name, "lever": lever, "eval": {"task": "sums", **asked}}
+
+    all_of_them = [rung("a"), rung("b", limit=12), rung("c", draw=12), rung("d", part="1/1")]
+    elsewhere = [rung("e", "retention", limit=3), rung("f", "retention", limit=3), rung("g", task="votes", limit=3)]
+    unreported = {"name": "h", "eval": {"task": "sums", "limit": 2}}
+    run(recipe(*all_of_them, *elsewhere, unreported))
+    assert len(list(Path("out").glob("*/ledger.jsonl"))) == 8

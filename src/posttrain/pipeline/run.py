@@ -48,6 +48,7 @@ def run_recipe(
     shop = Workshop(recipe, out)
     for stage in recipe.stages:
         shop.versions(stage)  # a mistake in the last stage is found now, not after an hour
+    shop.tasks.check_rungs()
     try:
         _stages(shop, reuse, console)
     finally:

@@ -59,6 +59,24 @@ class StageTasks:
         drawn = rng(self._recipe.seed, "draw", config.split).sample(range(len(found)), config.draw)
         return [found[i] for i in sorted(drawn)]
 
+    def check_rungs(self) -> None:
+        """Raise `ConfigError` unless the report can compare its rungs: those of a task answer the same examples."""
+        first: dict[tuple[str | None, str], tuple[StageConfig, EvalStage]] = {}
+        for stage in self._recipe.stages:
+            if (config := stage.eval) is None or stage.lever is None:
+                continue
+            kind = stage.lever if stage.lever in ("retention", "diversity") else ""  # these two are of no ladder
+            other, theirs = first.setdefault((config.task, kind), (stage, config))
+            if all(getattr(config, name) == getattr(theirs, name) for name in ("split", "part", "limit", "draw")):
+                continue
+            own, found = ([example.id for example in self.examples(s, c)] for s, c in ((stage, config), (other, theirs)))
+            if set(own) != set(found):
+                raise ConfigError(
+                    f"stages '{other.name}' ({len(found)} examples) and '{stage.name}' ({len(own)}) are rungs of one task "
+                    "and answer different examples, so they cannot be compared: give them the same split, part, limit and "
+                    "draw, or take the lever from one"
+                )
+
     def use(self, name: str | None, stage: str) -> TaskUse:
         """Return what a stage's task is made of; `name` is its own setting. Raises `ConfigError` when there is none."""
         recipe = self._recipe
