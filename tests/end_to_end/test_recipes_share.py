@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import yaml
 
 from posttrain.core.types import Cost
 from posttrain.pipeline.done import Done
 from posttrain.pipeline.recipe import load_recipe
+from posttrain.pipeline.stage_tasks import StageTasks
 from posttrain.pipeline.stages import Workshop
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -47,3 +49,9 @@ def test_students_begin_as_distillation_does(tmp_path: Path) -> None:
     tiny_models.folder(tmp_path)
     theirs, own = keys("distillation", tmp_path), keys("students", tmp_path)
     assert [stage for stage in own if theirs.get(stage) == own[stage]] == ["first-rows", "teacher", "teacher-test"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_report_can_compare_the_rungs_of_every_size(path: Path) -> None:
+    for size in yaml.safe_load(path.read_text(encoding="utf-8"))["sizes"]:
+        StageTasks(load_recipe(path, size=size)).check_rungs()
