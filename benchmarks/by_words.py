@@ -1,11 +1,14 @@
-"""What a run of recipes/rlhf.yaml knows by the length of lists, and what its reward models and online trainings did.
+"""What a run on word lists knows by their length, and what its reward models and online trainings did.
 
     python benchmarks/by_words.py runs/rlhf
+    python benchmarks/by_words.py runs/judgements
 
 Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of words, and
 how many are wrong by the case of letters alone. Of the start's samples: questions with a right one among them, by words. Of
-every reward model: what held-out rows say. Of each online training: reward, gold and KL as means of the first and the last
-tenth of its steps, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`. Written beside the report.
+every reward model: what held-out rows say. Of whatever scored candidates of test questions, likelihood too: of all pairs of a
+right and a wrong one of a question, the share with the right one above (ties half), by words. Of each online training: reward,
+gold and KL as means of the first and the last tenth of its steps, what held-out questions said, and the highest reward of a
+right and of a wrong sample in `rollouts.jsonl`. Written beside the published report.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import yaml
 
 from posttrain.tasks.registry import load_task
+from publish import PLACES
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLD = ("reward", "watched_exact", "kl", "entropy", "zero_variance", "explained", "reply_tokens")
@@ -33,7 +37,9 @@ def course(path: Path) -> dict[str, Any]:
     tenth = max(1, len(steps) // 10)
     ends = {"first": steps[:tenth], "last": steps[-tenth:]}
     means = {end: {name: mean(s[name] for s in part) for name in TOLD if name in part[0]} for end, part in ends.items()}
-    return {"steps": len(steps), **means}
+    held = ("step", "eval_reward", "eval_watched_exact")
+    evaluations = [{name: step[name] for name in held} for step in steps if "eval_watched_exact" in step]
+    return {"steps": len(steps), **means, **({"held_out": evaluations} if evaluations else {})}
 
 
 def by_words(words: dict[str, int], scores: dict[str, float]) -> dict[int, dict[str, float]]:
@@ -41,6 +47,17 @@ def by_words(words: dict[str, int], scores: dict[str, float]) -> dict[int, dict[
     counts = sorted({words[example] for example in scores})
     groups = {n: [score for example, score in scores.items() if words[example] == n] for n in counts}
     return {n: {"questions": len(found), "right": sum(found)} for n, found in groups.items()}
+
+
+def ranked(words: dict[str, int], rows: list[dict[str, Any]]) -> dict[Any, dict[str, float]]:
+    """By the number of words, and of all: pairs of a right and a wrong candidate of a question; the share ranked rightly."""
+    pairs: dict[Any, list[float]] = {}
+    for row in rows:
+        right = [c["value"] for c in row["candidates"] if c["score"] == 1]
+        wrong = [c["value"] for c in row["candidates"] if c["score"] < 1]
+        pairs.setdefault(words[row["example"]], []).extend((r > w) + (r == w) / 2 for r in right for w in wrong)
+    groups = {n: pairs[n] for n in sorted(pairs)} | {"all": [one for found in pairs.values() for one in found]}
+    return {n: {"pairs": len(found), "ranked_rightly": mean(found)} for n, found in groups.items() if found}
 
 
 def highest(path: Path) -> dict[str, Any]:
@@ -56,7 +73,7 @@ def highest(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run of recipes/rlhf.yaml")
+    parser.add_argument("run", type=Path, help="folder of a run on word lists, rlhf.yaml's for example")
     run = parser.parse_args().run
     recipe = yaml.safe_load((run / "resolved.yaml").read_text(encoding="utf-8"))
     task = load_task(recipe["task"], seed=recipe["seed"], sizes=recipe["examples"])
@@ -64,11 +81,13 @@ def main() -> None:
     answers = {split: {example.id: str(example.answer) for example in task.examples(split)} for split in splits}
     words = {split: {name: len(answer.split(", ")) for name, answer in answers[split].items()} for split in splits}
     found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}, "wrong_by_case_alone": {}}
-    found |= {"solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
+    found |= {"ranked_by_words": {}, "solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
     for path in sorted(run.glob("*/ledger.jsonl")):
         stage, rows = path.parent.name, lines(path)
         if all(row["example"] in answers["test"] for row in rows):
             found["right_by_words"][stage] = by_words(words["test"], {row["example"]: row["score"] for row in rows})
+            if all(c.get("value") is not None for row in rows for c in row["candidates"]):
+                found["ranked_by_words"][stage] = ranked(words["test"], rows)
             wrong = [(str(row["answer"]), answers["test"][row["example"]]) for row in rows if row["score"] < 1]
             found["wrong_by_case_alone"][stage] = sum(said.casefold() == gold.casefold() for said, gold in wrong)
         else:
@@ -83,7 +102,7 @@ def main() -> None:
             found["courses"][path.parent.name] = course(path)
     for path in sorted(run.glob("*/rollouts.jsonl")):
         found["highest_rewards"][path.parent.name] = highest(path)
-    place = ROOT / "docs" / "results" / "rl" / "rlhf" / "by_words.json"
+    place = ROOT / "docs" / "results" / PLACES[recipe["name"]] / recipe["name"] / "by_words.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
