@@ -3,12 +3,13 @@
     python benchmarks/by_words.py runs/rlhf
     python benchmarks/by_words.py runs/judgements
 
-Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of words, and
-how many are wrong by the case of letters alone. Of the start's samples: questions with a right one among them, by words. Of
-every reward model: what held-out rows say. Of whatever scored candidates of test questions, likelihood too: of all pairs of a
-right and a wrong one of a question, the share with the right one above (ties half), by words. Of each online training: reward,
-gold and KL as means of the first and the last tenth of its steps, what held-out questions said, and the highest reward of a
-right and of a wrong sample in `rollouts.jsonl`. Written beside the published report.
+Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of
+words, and how many are wrong by the case of letters alone. Of the start's samples: questions with a right one among
+them, by words. Of every reward model: what held-out rows say. Of whatever scored candidates of test questions,
+likelihood too: of all pairs of a right and a wrong one of a question, the share with the right one above (ties half),
+by words. Of each online training: reward, gold and KL as means of the first and the last tenth of its steps, what
+held-out questions said, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`. Written beside
+the published report.
 """
 
 from __future__ import annotations
