@@ -34,11 +34,18 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "greedy": [("quickstart", ["zero-shot", "sft-greedy"])],
     "sample": [("inference-methods", ["sample"])],
     "self_consistency": [("quickstart", ["self-consistency", "sft-self-consistency"])],
-    "best_of_n": [("inference-methods", ["best-of-n", "best-of-n-weighted"])],
+    "best_of_n": [
+        ("inference-methods", ["best-of-n", "best-of-n-weighted"]),
+        ("judgements", ["best-likelihood", "best-reward", "weighted-reward", "best-32", "best-128"]),
+    ],
     "sft": [("quickstart", ["sft-greedy"])],
-    "dpo": [("feedback", ["dpo"]), ("preference", ["dpo", "ipo", "orpo", "simpo"])],
-    "kto": [("preference", ["kto"])],
-    "preference_sft": [("preference-sft", ["chosen", "best", "ranked", "weighted"])],
+    "dpo": [
+        ("feedback", ["dpo"]),
+        ("judgements", ["dpo", "ipo", "orpo", "simpo"]),
+        ("preference", ["dpo", "ipo", "orpo", "simpo"]),
+    ],
+    "kto": [("judgements", ["kto"]), ("preference", ["kto"])],
+    "preference_sft": [("judgements", ["chosen"]), ("preference-sft", ["chosen", "best", "ranked", "weighted"])],
     "scored_responses": [("preference-sft", ["best", "weighted"])],
     "verified_traces": [("feedback", ["rft-greedy"]), ("self-taught", ["test-1", "test-2"])],
     "distill": [("distillation", ["token", "on-policy", "on-policy-forward"])],
@@ -47,7 +54,7 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "worked_examples": [("quickstart", ["sft-greedy"])],
     "grpo": [("feedback", ["rft-greedy", "grpo"]), ("rlhf", ["grpo"]), ("grpo", ["rft-greedy", "grpo-greedy"])],
     "questions": [("r1-zero", ["zero-test"])],
-    "verified_pairs": [("feedback", ["dpo"]), ("preference", ["chosen", "dpo"])],
+    "verified_pairs": [("feedback", ["dpo"]), ("judgements", ["chosen", "dpo"]), ("preference", ["chosen", "dpo"])],
     "instructed": [("searches", ["instructed"])],
     "confidence_sampling": [("searches", ["confidence"])],
     "verified_search": [("searches", ["verified"])],
@@ -58,10 +65,16 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "particle_filtering": [("searches", ["particles"])],
     "tree_of_thoughts": [("searches", ["tot"])],
     "mcts": [("searches", ["mcts"])],
-    "reward_model": [("rlhf", ["grpo"]), ("feedback", ["best-reward"])],
+    "reward_model": [
+        ("judgements", ["best-reward", "weighted-reward", "best-128"]),
+        ("rlhf", ["grpo"]),
+        ("feedback", ["best-reward"]),
+    ],
     "ppo": [("rlhf", ["ppo", "grpo"])],
     "process_reward": [("process-reward", ["best-checked"])],
     "checked_steps": [("process-reward", ["best-checked"])],
+    "ai_feedback": [("ai-feedback", ["dpo-ai", "dpo-gold"])],
+    "verdict_examples": [("ai-feedback", ["dpo-ai"])],
 }
 PLACES = dict.fromkeys(
     (
@@ -86,6 +99,7 @@ PLACES = dict.fromkeys(
     "early": "preference",
     "feedback": "preference",
     "judgements": "preference",
+    "ai-feedback": "preference",
     "rlhf": "rl",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
@@ -95,12 +109,18 @@ PAGES = {  # run -> what comes first
     "distillation": "[All ways, from a teacher that is right](../results/finetuning/distillation.md). ",
     "feedback": "[What feedback on own replies is worth](../results/preference/feedback.md). ",
     "preference": "[The same pairs for every method](../results/preference/preference.md). ",
+    "judgements": "[Best of N under a reward model, N up to 128, and the DPO family](../results/preference/judgements.md). ",
+    "ai-feedback": "[A taught labeller, its bias, and DPO on its labels](../results/preference/ai-feedback.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
     "rlhf": "[RLHF with a learned reward](../results/rl/rlhf.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
     "(../results/preference/process-reward.md). ",
     "domain": "[With retention; no better than one answer to every question](../results/finetuning/domain.md). ",
+}
+BESIDE = {  # run -> files of its stages that its page speaks of, and what they are called there
+    "rlhf": {"*-train-ppo/rollouts.jsonl": "rollouts-ppo.jsonl", "*-train-grpo/rollouts.jsonl": "rollouts-grpo.jsonl"},
+    "ai-feedback": {"*-labels/facts.json": "labels.json", "*-verdicts/counts.json": "verdicts.json"},
 }
 REPLAYS = ("test_time", "test_time_needle")
 REPLAYED = {  # method -> findings of the replays
@@ -235,6 +255,9 @@ def main() -> None:
         for figure in drawn:
             shutil.copy(folder / "figures" / f"{figure}.png", target / f"{figure}.png")
         shutil.copy(folder / "report.json", target / "report.json")
+        for pattern, name in BESIDE.get(recipe[1], {}).items():
+            for file in folder.glob(pattern):
+                shutil.copy(file, target / name)
         page = place / f"{recipe[1]}.md"
         body = (folder / "report.md").read_text()
         body = re.sub(r"^# .*\n", "", body).replace("\n## ", "\n### ")
