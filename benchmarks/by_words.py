@@ -4,18 +4,20 @@
     python benchmarks/by_words.py runs/judgements
 
 Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of
-words, and how many are wrong by the case of letters alone. Of the start's samples: questions with a right one among
-them, by words. Of every reward model: what held-out rows say. Of whatever scored candidates of test questions,
-likelihood too: of all pairs of a right and a wrong one of a question, the share with the right one above (ties half),
-by words. Of each online training: reward, gold and KL as means of the first and the last tenth of its steps, what
-held-out questions said, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`. Written beside
-the published report.
+words, and how many lists differ from the right one in the case of letters alone, in their order alone, are shorter,
+longer, or have a changed word. The same of the rejected replies of pairs. Of the start's samples: questions with a
+right one among them, by words. Of every reward model: what held-out rows say. Of whatever scored candidates of test
+questions, likelihood too: of all pairs of a right and a wrong one of a question, the share with the right one above
+(ties half), by words. Of each online training: reward, gold and KL as means of the first and the last tenth of its
+steps, what held-out questions said, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`.
+Written beside the published report.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -50,15 +52,39 @@ def by_words(words: dict[str, int], scores: dict[str, float]) -> dict[int, dict[
     return {n: {"questions": len(found), "right": sum(found)} for n, found in groups.items()}
 
 
-def ranked(words: dict[str, int], rows: list[dict[str, Any]]) -> dict[Any, dict[str, float]]:
-    """By the number of words, and of all: pairs of a right and a wrong candidate of a question; the share ranked rightly."""
-    pairs: dict[Any, list[float]] = {}
+def fault(said: str | None, gold: str) -> str:
+    """Name what is wrong with a list: the first that applies."""
+    if said is None or said == gold:
+        return "right" if said is not None else "unread"
+    own, theirs = said.split(", "), gold.split(", ")
+    if said.casefold() == gold.casefold():
+        return "case"
+    if sorted(own) == sorted(theirs):
+        return "order"
+    return "word" if len(own) == len(theirs) else "shorter" if len(own) < len(theirs) else "longer"
+
+
+def of_pairs(rows: list[dict[str, Any]]) -> dict[str, int]:
+    lists = [[row[side].partition("Answer: ")[2] for side in ("rejected", "chosen")] for row in rows]
+    return dict(Counter(fault(said, gold) for said, gold in lists))
+
+
+def ranked(words: dict[str, int], golds: dict[str, str], rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of pairs of a right and a wrong candidate of a question: how many, and the share with the right one above (ties half).
+
+    By the number of words, by what is wrong with the wrong one, and of all.
+    """
+    pairs: dict[str, list[float]] = {}
     for row in rows:
-        right = [c["value"] for c in row["candidates"] if c["score"] == 1]
-        wrong = [c["value"] for c in row["candidates"] if c["score"] < 1]
-        pairs.setdefault(words[row["example"]], []).extend((r > w) + (r == w) / 2 for r in right for w in wrong)
-    groups = {n: pairs[n] for n in sorted(pairs)} | {"all": [one for found in pairs.values() for one in found]}
-    return {n: {"pairs": len(found), "ranked_rightly": mean(found)} for n, found in groups.items() if found}
+        example, parts = row["example"], row["candidates"]
+        right = [c["value"] for c in parts if c["score"] == 1]
+        for wrong in (c for c in parts if c["score"] < 1):
+            found = [(r > wrong["value"]) + (r == wrong["value"]) / 2 for r in right]
+            for group in (f"{words[example]} words", fault(wrong["answer"], golds[example]), "all"):
+                pairs.setdefault(group, []).extend(found)
+    return {
+        group: {"pairs": len(pairs[group]), "ranked_rightly": mean(pairs[group])} for group in sorted(pairs) if pairs[group]
+    }
 
 
 def highest(path: Path) -> dict[str, Any]:
@@ -81,19 +107,27 @@ def main() -> None:
     splits = ("test", "validation")
     answers = {split: {example.id: str(example.answer) for example in task.examples(split)} for split in splits}
     words = {split: {name: len(answer.split(", ")) for name, answer in answers[split].items()} for split in splits}
-    found: dict[str, Any] = {"command": "python benchmarks/by_words.py RUN", "right_by_words": {}, "wrong_by_case_alone": {}}
-    found |= {"ranked_by_words": {}, "solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
+    found: dict[str, Any] = {
+        "command": "python benchmarks/by_words.py RUN",
+        "right_by_words": {},
+        "faults": {},
+        "faults_of_pairs": {},
+    }
+    found |= {"ranked": {}, "solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
     for path in sorted(run.glob("*/ledger.jsonl")):
         stage, rows = path.parent.name, lines(path)
         if all(row["example"] in answers["test"] for row in rows):
             found["right_by_words"][stage] = by_words(words["test"], {row["example"]: row["score"] for row in rows})
             if all(c.get("value") is not None for row in rows for c in row["candidates"]):
-                found["ranked_by_words"][stage] = ranked(words["test"], rows)
-            wrong = [(str(row["answer"]), answers["test"][row["example"]]) for row in rows if row["score"] < 1]
-            found["wrong_by_case_alone"][stage] = sum(said.casefold() == gold.casefold() for said, gold in wrong)
+                found["ranked"][stage] = ranked(words["test"], answers["test"], rows)
+            said = {row["example"]: row["answer"] for row in rows}
+            found["faults"][stage] = Counter(fault(said[example], answers["test"][example]) for example in said)
         else:
             solved = {row["example"]: float(any(c["score"] == 1 for c in row["candidates"])) for row in rows}
             found["solved_by_words"][stage] = by_words(words["validation"], solved)
+    for path in sorted(run.glob("*/rows.jsonl")):
+        if "rejected" in (rows := lines(path))[0]:
+            found["faults_of_pairs"][path.parent.name] = of_pairs(rows)
     for path in sorted(run.glob("*/checkpoint/posttrain.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["method"] == "rewardmodel":
