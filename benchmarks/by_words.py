@@ -6,11 +6,11 @@
 Of former stages too (`<stage>.old-<key>`). For every evaluation on the test split: right answers by the number of
 words, and how many lists differ from the right one in the case of letters alone, in their order alone, are shorter,
 longer, or have a changed word. The same of the rejected replies of pairs. Of the start's samples: questions with a
-right one among them, by words. Of every reward model: what held-out rows say. Of whatever scored candidates of test
-questions, likelihood too: of all pairs of a right and a wrong one of a question, the share with the right one above
-(ties half), by words. Of each online training: reward, gold and KL as means of the first and the last tenth of its
-steps, what held-out questions said, and the highest reward of a right and of a wrong sample in `rollouts.jsonl`.
-Written beside the published report.
+right one among them, by words. Of every reward model: what held-out rows say. Of DPO and its like: how much likelier
+either side became, in nats. Of whatever scored candidates of test questions, likelihood too: of all pairs of a right
+and a wrong one of a question, the share with the right one above (ties half), by words. Of each online training:
+reward, gold and KL as means of the first and the last tenth of its steps, what held-out questions said, and the
+highest reward of a right and of a wrong sample in `rollouts.jsonl`. Written beside the published report.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
         "faults": {},
         "faults_of_pairs": {},
     }
-    found |= {"ranked": {}, "solved_by_words": {}, "reward_models": {}, "courses": {}, "highest_rewards": {}}
+    found |= {"ranked": {}, "solved_by_words": {}, "reward_models": {}, "changes": {}, "courses": {}, "highest_rewards": {}}
     for path in sorted(run.glob("*/ledger.jsonl")):
         stage, rows = path.parent.name, lines(path)
         if all(row["example"] in answers["test"] for row in rows):
@@ -132,6 +132,8 @@ def main() -> None:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["method"] == "rewardmodel":
             found["reward_models"][path.parents[1].name] = facts["held_out"]
+        if "change" in facts:
+            found["changes"][path.parents[1].name] = facts["change"]
     for path in sorted(run.glob("*/metrics.jsonl")):
         if any("watched_exact" in line for line in lines(path)):
             found["courses"][path.parent.name] = course(path)

@@ -152,6 +152,10 @@ def test_it_is_told_when_both_responses_fell(capsys):
         "change": {"chosen": -1.0, "rejected": -3.0, "both_fell": True}
     }
     assert "chosen responses have become less likely (-1 nats), the rejected ones too (-3)" in capsys.readouterr().err
+    both_fell([line(-1.0, -3.0)], mend="do that")
+    assert "lower lr, raise beta, do that, or fine-tune on the chosen responses first" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert both_fell([line(-5.0, -5.0)] * 9 + [line(0.5, -3.0)])["change"]["both_fell"] is False
     assert capsys.readouterr().err == ""
     assert both_fell([{"loss": 1.0}]) == {}

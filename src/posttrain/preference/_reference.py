@@ -55,10 +55,13 @@ def work_of(
     return replace(work, flops=work.flops + sum(virtual_flops(len(e.ids), backward=backward) for e in group))
 
 
-def both_fell(lines: Sequence[Mapping[str, Any]], sides: tuple[str, str] = ("chosen", "rejected")) -> dict[str, Any]:
+def both_fell(
+    lines: Sequence[Mapping[str, Any]], sides: tuple[str, str] = ("chosen", "rejected"), *, mend: str = ""
+) -> dict[str, Any]:
     """Tell when the better responses, too, have become less likely than they were: over the last tenth of the steps.
 
-    Returns what `posttrain.json` says about it; nothing without a reference, or where these steps had one kind alone.
+    Returns what `posttrain.json` says about it; nothing without a reference, or where these steps had one kind alone. `mend`
+    is what else may be done about it.
     """
     last = lines[-max(1, len(lines) // 10) :]
     found = {side: [line[f"change_{side}"] for line in last if f"change_{side}" in line] for side in sides}
@@ -71,6 +74,7 @@ def both_fell(lines: Sequence[Mapping[str, Any]], sides: tuple[str, str] = ("cho
         say(
             f"the {better} responses have become less likely ({change[better]:.3g} nats), the {worse} ones too "
             f"({change[worse]:.3g}): the loss sees how they differ, not where they are. Harmless while the task's accuracy "
-            f"rises; if it falls, lower lr, raise beta, or fine-tune on the {better} responses first"
+            f"rises; if it falls, lower lr, raise beta, {mend}{', ' if mend else ''}or fine-tune on the {better} responses "
+            "first"
         )
     return {"change": {**change, "both_fell": fell}}

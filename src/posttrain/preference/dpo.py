@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,7 +106,9 @@ class Dpo(TrainerSettings):
         if PairLoss.of(self).needs_reference:
             reference, cost = start_logps(session, [pair.group for pair in pairs])
             pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
-        return session.train(objective, pairs, facts=facts, cost=cost, generate=replies, closing=both_fell)
+        mend = "" if self.likelihood else "add the chosen responses' likelihood to the loss (likelihood=1)"
+        closing = partial(both_fell, mend=mend)
+        return session.train(objective, pairs, facts=facts, cost=cost, generate=replies, closing=closing)
 
     def _check_settings(self) -> None:
         member = FAMILY[self.loss]
