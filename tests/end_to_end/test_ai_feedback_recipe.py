@@ -32,6 +32,8 @@ def shrunk(folder: Path) -> Path:
             stage["eval"]["strategy"] = stage["eval"].get("strategy", "greedy").replace("n=4", "n=3")
         if stage["name"] in ("verdicts", "gold"):
             stage["data"] = {"file": "verdicts.jsonl" if stage["name"] == "verdicts" else "pairs.jsonl"}
+        if stage["name"] in ("train-ai", "train-gold"):
+            stage["train"]["method"] = changes[f"stages.{stage['name']}.train.method"]
         if stage["name"] == "worked":
             stage["data"]["maker"] = "worked_examples:n=6"
         if stage["name"] == "labels":  # a random model never stops, and its answers cannot be read

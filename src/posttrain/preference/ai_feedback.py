@@ -48,6 +48,7 @@ class AiFeedback:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     role: ClassVar[str] = "judge"
     paper: ClassVar[str] = "Bai et al. 2022, arXiv 2212.08073, section 4; Lee et al. 2023, arXiv 2309.00267"
     cost: ClassVar[str] = "two readings of both responses a pair by the labeller (and two reasonings), once"

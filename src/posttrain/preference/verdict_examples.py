@@ -30,6 +30,7 @@ class VerdictExamples:
 
     version: ClassVar[str] = "1"
     kind: ClassVar[str] = "data"
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Wang et al. 2023, arXiv 2306.05087 (tuned judge); Zhu et al. 2023, arXiv 2310.17631 (orders)"
     cost: ClassVar[str] = "the sampling of the evaluation it reads"
     fails: ClassVar[str] = "few questions are answered both right and wrong; the labeller judges other replies than it saw"
