@@ -112,7 +112,7 @@ PAGES = {  # run -> what comes first
     "judgements": "[Best of N under a reward model, N up to 128, and the DPO family](../results/preference/judgements.md). ",
     "ai-feedback": "[A taught labeller, its bias, and DPO on its labels](../results/preference/ai-feedback.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
-    "rlhf": "[RLHF with a learned reward](../results/rl/rlhf.md). ",
+    "rlhf": "[RLHF with a learned reward; PPO again, with other settings, +3.0](../results/rl/rlhf.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
     "(../results/preference/process-reward.md). ",
