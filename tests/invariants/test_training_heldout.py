@@ -332,7 +332,8 @@ def test_the_start_is_evaluated_and_changes_nothing(start, tmp_path):
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "start")
     without, told = facts(plain)["evaluation"], facts(made)["evaluation"]
     held = [data[i] for i in sorted(split_by_question(data, 0.3, 3))]
-    assert told.pop("start_loss") == pytest.approx(token_mean_loss(start.path, held), rel=1e-5)
+    assert told["start"]["loss"] == told.pop("start_loss") == pytest.approx(token_mean_loss(start.path, held), rel=1e-5)
+    assert told.pop("start").keys() == {"loss", "trained_tokens"}
     assert told == without
     assert made.cost.flops > plain.cost.flops
     with pytest.raises(ConfigError, match="eval_start needs held-out rows"):
