@@ -9,7 +9,7 @@ from tiny_models import folder, preferences, tokenizer
 from training_runs import killed_after, metrics, same, weights
 from transformers import AutoModelForCausalLM
 
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.types import Checkpoint, Message
 from posttrain.data.masks import encode_completion
 from posttrain.losses.pairs import PairLoss
@@ -159,6 +159,17 @@ def test_it_is_told_when_both_responses_fell(capsys):
     assert both_fell([line(-5.0, -5.0)] * 9 + [line(0.5, -3.0)])["change"]["both_fell"] is False
     assert capsys.readouterr().err == ""
     assert both_fell([{"loss": 1.0}]) == {}
+
+
+def test_a_mend_is_named_where_it_can_be_had(start, tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr("posttrain.preference.dpo.both_fell", lambda lines, *, mend: named.append(mend) or {})
+    soft = [row | {"preference": 0.7} for row in PAIRS]
+    for name, method, rows in (("plain", BASE, PAIRS), ("rpo", replace(BASE, likelihood=1.0), PAIRS), ("soft", BASE, soft)):
+        method(start, rows, tmp_path / name, seed=3)
+    assert ["likelihood=1" in mend for mend in named] == [True, False, False]
+    with pytest.raises(DataError, match="takes only hard ones"):  # what would come of naming it there
+        replace(BASE, likelihood=1.0)(start, soft, tmp_path / "both", seed=3)
 
 
 def test_the_checkpoint_tells_what_became_of_the_responses_and_of_the_replies_length(start, tmp_path):

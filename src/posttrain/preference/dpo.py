@@ -106,7 +106,8 @@ class Dpo(TrainerSettings):
         if PairLoss.of(self).needs_reference:
             reference, cost = start_logps(session, [pair.group for pair in pairs])
             pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
-        mend = "" if self.likelihood else "add the chosen responses' likelihood to the loss (likelihood=1)"
+        hard = not self.likelihood and not soft  # soft labels and a likelihood do not go together
+        mend = "add the chosen responses' likelihood to the loss (likelihood=1)" if hard else ""
         closing = partial(both_fell, mend=mend)
         return session.train(objective, pairs, facts=facts, cost=cost, generate=replies, closing=closing)
 
