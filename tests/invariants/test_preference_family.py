@@ -9,7 +9,7 @@ from tiny_models import folder, preferences, tokenizer
 from training_runs import killed_after, metrics, same, weights
 from transformers import AutoModelForCausalLM
 
-from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.errors import ConfigError
 from posttrain.core.types import Checkpoint, Message
 from posttrain.data.masks import encode_completion
 from posttrain.losses.pairs import PairLoss
@@ -167,9 +167,10 @@ def test_a_mend_is_named_where_it_can_be_had(start, tmp_path, monkeypatch):
     soft = [row | {"preference": 0.7} for row in PAIRS]
     for name, method, rows in (("plain", BASE, PAIRS), ("rpo", replace(BASE, likelihood=1.0), PAIRS), ("soft", BASE, soft)):
         method(start, rows, tmp_path / name, seed=3)
-    assert ["likelihood=1" in mend for mend in named] == [True, False, False]
-    with pytest.raises(DataError, match="takes only hard ones"):  # what would come of naming it there
-        replace(BASE, likelihood=1.0)(start, soft, tmp_path / "both", seed=3)
+    assert ["likelihood=1" in mend for mend in named] == [True, False, True]
+    replace(BASE, likelihood=1.0)(start, soft, tmp_path / "both", seed=3)  # what was named can be done
+    weighed, plain = (metrics(tmp_path / name)[0]["cross_entropy"] for name in ("both", "rpo"))
+    assert weighed != plain
 
 
 def test_the_checkpoint_tells_what_became_of_the_responses_and_of_the_replies_length(start, tmp_path):

@@ -87,8 +87,7 @@ def test_held_out_labels_count_as_the_likelier_order_and_ties_not_at_all(start, 
 
 @pytest.mark.parametrize(("trainer", "what"), [
     (replace(DPO, loss="hinge"), "dpo's loss=hinge takes only hard ones"),
-    (replace(DPO, loss="orpo"), "dpo's loss=orpo takes only hard ones"),
-    (replace(DPO, likelihood=0.5), "dpo's loss=sigmoid with likelihood=0.5 takes only hard ones"),
+    (replace(DPO, loss="robust", label_smoothing=0.1), "dpo's loss=robust takes only hard ones"),
     (replace(REWARD, loss="list"), "reward_model with loss=list takes only hard ones"),
     (replace(REWARD, margin=1.0), "reward_model with a margin of 1 takes only hard ones"),
     (Kto(dtype="float32"), "kto takes only desirable and undesirable responses"),

@@ -9,7 +9,7 @@ from posttrain.core.errors import DataError
 from posttrain.data.formats import normalise, training_row
 from posttrain.data.preferences import comparisons, ranking_of, thumbs_of
 from posttrain.data.shapes import Preference
-from posttrain.losses.pairs import FAMILY, PairLoss
+from posttrain.losses.pairs import FAMILY, PairLoss, cross_entropy
 from posttrain.losses.preference import agreed, sigmoid, soft
 from posttrain.losses.reward import bradley_terry
 from posttrain.training.rows import refuse_soft_labels
@@ -52,6 +52,7 @@ CASE = ((-10.0, -12.0), (-11.0, -11.0), (4, 7))
 @pytest.mark.parametrize("settings", [
     PairLoss(beta=0.3), PairLoss(beta=0.3, label_smoothing=0.2), PairLoss(loss="ipo", beta=0.5),
     PairLoss(beta=0.3, per_token=True), PairLoss(loss="simpo", beta=2.5, gap=1.2), PairLoss(f_divergence="js"),
+    PairLoss(beta=0.3, likelihood=0.7), PairLoss(loss="cpo", beta=0.2, label_smoothing=0.1), PairLoss(loss="orpo", beta=0.4),
 ], ids=str)  # fmt: skip
 def test_the_family_is_the_mean_over_both_labels(settings, p):
     policy, reference, tokens = (torch.tensor([values], dtype=torch.float64) for values in CASE)
@@ -69,6 +70,16 @@ def test_the_family_is_the_mean_over_both_labels(settings, p):
         assert gradient[0, side].item() == pytest.approx((around[0] - around[1]) / 2e-6, abs=1e-7)
 
 
+def test_a_likelihood_is_expected_over_both_labels_by_hand():
+    """0.75 · 10/4 + 0.25 · 12/7 nats a token, twice; with h of 1 and −1 the margin is 0.3 · 2."""
+    values = [torch.tensor([side], dtype=torch.float64) for side in CASE]
+    losses, _ = PairLoss(beta=0.3, likelihood=2.0)(*values, torch.tensor([0.75], dtype=torch.float64))
+    told = 0.75 * 10 / 4 + 0.25 * 12 / 7
+    assert losses.item() == pytest.approx(0.75 * sp(-0.6) + 0.25 * sp(0.6) + 2.0 * told, rel=1e-12)
+    assert cross_entropy(values[0], values[2], torch.tensor([0.75]).double()).item() == pytest.approx(told, rel=1e-12)
+    assert cross_entropy(values[0], values[2]).item() == 2.5
+
+
 @pytest.mark.parametrize(("loss", "p", "best"), [
     ("sigmoid", 0.8, math.log(4)), ("sigmoid", 0.5, 0.0), ("ipo", 0.8, 0.3), ("ipo", 0.5, 0.0), ("simpo", 0.5, 0.0)
 ])  # fmt: skip
@@ -81,8 +92,7 @@ def test_where_the_loss_is_least(loss, p, best):
 
 def test_losses_that_take_no_soft_labels_say_so():
     takes = {name for name in FAMILY if PairLoss(loss=name).takes_soft}
-    assert takes == {"sigmoid", "ipo", "simpo"}
-    assert not PairLoss(likelihood=1).takes_soft
+    assert takes == {"sigmoid", "ipo", "simpo", "cpo", "orpo"}
     values = [torch.tensor([side]).double() for side in CASE]
     with pytest.raises(ValueError, match="takes no soft labels"):
         PairLoss(loss="hinge")(*values, torch.tensor([0.5]))

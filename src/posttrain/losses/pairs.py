@@ -16,9 +16,11 @@
 
 `per_token`, `reference_free` and `likelihood` move the first three along these columns: sigmoid per token is
 length-normalised DPO (Tülu 3, 2411.15124), sigmoid with w is RPO (Pang et al. 2024, 2404.19733).
-A pair with a soft label p = P(chosen is better) has L = p φ(m) + (1 − p) φ(−m) (`preference.soft`): sigmoid, ipo and simpo.
-Of the others robust assumes hard labels wrong at one rate, the hinge is least at m = 1 for every p > ½, and w raises the
-likelihood of a response that is called chosen outright.
+A pair with a soft label p = P(chosen is better) has the loss that is expected over both labels (`preference.soft`):
+
+    L = p φ(m) + (1 − p) φ(−m) − w [ p log π(y_chosen|x) / |y_chosen| + (1 − p) log π(y_rejected|x) / |y_rejected| ]
+
+Two take none: robust assumes hard labels wrong at one rate, and the hinge is least at m = 1 for every p > ½.
 Shapes: B pairs; B2: chosen, rejected. Un-reduced, and pure.
 """
 
@@ -35,7 +37,7 @@ from torch.nn.functional import logsigmoid
 
 from .preference import hinge, implicit_reward, robust, sigmoid, soft, squared
 
-__all__ = ["FAMILY", "FDivergence", "Member", "PairLoss", "PairLossName", "link", "log_odds"]
+__all__ = ["FAMILY", "FDivergence", "Member", "PairLoss", "PairLossName", "cross_entropy", "link", "log_odds"]
 
 PairLossName = Literal["sigmoid", "robust", "hinge", "ipo", "simpo", "cpo", "orpo"]
 FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -69,10 +71,11 @@ FAMILY: dict[PairLossName, Member] = {
         soft=True,
     ),
     "cpo": Member(
-        phi=lambda m, s: sigmoid(m, s.label_smoothing), reads=_SMOOTHED, reference_free=True, likelihood=1.0
+        phi=lambda m, s: sigmoid(m, s.label_smoothing), reads=_SMOOTHED, reference_free=True, likelihood=1.0, soft=True
     ),
     "orpo": Member(
-        phi=lambda m, s: s.beta * sigmoid(m), reads=frozenset(), per_token=True, reference_free=True, likelihood=1.0
+        phi=lambda m, s: s.beta * sigmoid(m), reads=frozenset(), per_token=True, reference_free=True, likelihood=1.0,
+        soft=True,
     ),
 }  # fmt: skip
 
@@ -109,7 +112,7 @@ class PairLoss:
     @property
     def takes_soft(self) -> bool:
         """Whether pairs may have soft labels."""
-        return FAMILY[self.loss].soft and not self.likelihood_weight
+        return FAMILY[self.loss].soft
 
     def rewards(self, policy_B2: Tensor, reference_B2: Tensor, tokens_B2: Tensor) -> Tensor:
         """Return β s, what a response is worth (ORPO: s): `rewards_B2`. The reference is ignored by those that need none."""
@@ -133,11 +136,19 @@ class PairLoss:
         rewards_B2 = self.rewards(policy_B2, reference_B2, tokens_B2)
         margin_B, phi = rewards_B2[:, 0] - rewards_B2[:, 1], FAMILY[self.loss].phi
         if preference_B is not None and not self.takes_soft:
-            raise ValueError(f"loss={self.loss} with likelihood={self.likelihood_weight:g} takes no soft labels")
+            raise ValueError(f"loss={self.loss} takes no soft labels")
         losses_B = phi(margin_B, self) if preference_B is None else soft(lambda m: phi(m, self), margin_B, preference_B)
         if self.likelihood_weight:
-            losses_B = losses_B - self.likelihood_weight * policy_B2[:, 0] / tokens_B2[:, 0]
+            losses_B = losses_B + self.likelihood_weight * cross_entropy(policy_B2, tokens_B2, preference_B)
         return losses_B, rewards_B2
+
+
+def cross_entropy(policy_B2: Tensor, tokens_B2: Tensor, preference_B: Tensor | None = None) -> Tensor:
+    """Return −log π(y|x) / |y| of the chosen response, in nats a token; of soft labels what is expected over both. `_B`."""
+    means_B2 = -policy_B2 / tokens_B2
+    if preference_B is None:
+        return means_B2[:, 0]
+    return preference_B * means_B2[:, 0] + (1 - preference_B) * means_B2[:, 1]
 
 
 def link(h: Tensor, divergence: FDivergence, *, alpha: float = 0.5) -> Tensor:

@@ -33,7 +33,7 @@ from ..core.types import Checkpoint, ModelShape
 from ..data.judged_rows import soft_label
 from ..data.masks import Encoded
 from ..engines.local.replies import replies
-from ..losses.pairs import FAMILY, FDivergence, PairLoss, PairLossName
+from ..losses.pairs import FAMILY, FDivergence, PairLoss, PairLossName, cross_entropy
 from ..losses.preference import agreed
 from ..losses.reduce import sequence_sums
 from ..models.forward import Forward
@@ -54,9 +54,9 @@ class Dpo(TrainerSettings):
 
     Rows are `{"prompt": text or messages, "chosen": text, "rejected": text}`; `chosen` and `rejected` may also be lists of
     messages, then `prompt` may be left out when both begin with it. `preference`, a soft label, is the probability that
-    `chosen` is the better one (default 1): the loss is then p φ(m) + (1 − p) φ(−m). A pair of which a response does not fit
-    into `max_length` tokens (0: the model's context) is an error that names it; `too_long="drop"` leaves it out and counts
-    it. An adapter wants an `lr` some ten times higher than all weights.
+    `chosen` is the better one (default 1): the loss is then what is expected over both labels, p φ(m) + (1 − p) φ(−m). A
+    pair of which a response does not fit into `max_length` tokens (0: the model's context) is an error that names it;
+    `too_long="drop"` leaves it out and counts it. An adapter wants an `lr` some ten times higher than all weights.
     """
 
     version: ClassVar[str] = "1"
@@ -106,8 +106,7 @@ class Dpo(TrainerSettings):
         if PairLoss.of(self).needs_reference:
             reference, cost = start_logps(session, [pair.group for pair in pairs])
             pairs = [replace(pair, reference=(values[0], values[1])) for pair, values in zip(pairs, reference, strict=True)]
-        hard = not self.likelihood and not soft  # soft labels and a likelihood do not go together
-        mend = "add the chosen responses' likelihood to the loss (likelihood=1)" if hard else ""
+        mend = "" if self.likelihood else "add the chosen responses' likelihood to the loss (likelihood=1)"
         closing = partial(both_fell, mend=mend)
         return session.train(objective, pairs, facts=facts, cost=cost, generate=replies, closing=closing)
 
@@ -148,8 +147,7 @@ class Dpo(TrainerSettings):
     def _label(self, row: Mapping[str, Any], where: str) -> float:
         """Return the probability that the chosen response is the better one."""
         if not PairLoss.of(self).takes_soft:
-            what = f"loss={self.loss}" + (f" with likelihood={self.likelihood:g}" if self.likelihood else "")
-            refuse_soft_labels(row, where=where, why=f"dpo's {what} takes only hard ones")
+            refuse_soft_labels(row, where=where, why=f"dpo's loss={self.loss} takes only hard ones")
         label = soft_label(row, where)
         return 1.0 if label is None else label
 
@@ -193,7 +191,8 @@ class _Objective:
         loss = PairLoss.of(self.method)
         soft = any(item.preference != 1 for item in items)
         preference_B = policy_B2.new_tensor([item.preference for item in items])
-        losses_B, rewards_B2 = loss(policy_B2, reference_B2, tokens_B2, preference_B if soft else None)
+        given_B = preference_B if soft else None
+        losses_B, rewards_B2 = loss(policy_B2, reference_B2, tokens_B2, given_B)
         margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
         measures = {
             "margin": margin_B,
@@ -209,5 +208,5 @@ class _Objective:
                 "change_chosen": change_B2[:, 0], "change_rejected": change_B2[:, 1], "kl": -change_B2.mean(1)
             }  # fmt: skip
         if loss.likelihood_weight:
-            measures["cross_entropy"] = -policy_B2[:, 0] / tokens_B2[:, 0]
+            measures["cross_entropy"] = cross_entropy(policy_B2, tokens_B2, given_B)
         return losses_B.sum() / totals, {name: value.detach().sum() / totals for name, value in measures.items()}
