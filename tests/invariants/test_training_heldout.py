@@ -291,6 +291,8 @@ def test_a_held_out_loss_that_is_not_finite_stops(start, tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "evaluate", lambda self, items: evaluate(self, items) | {"loss": float("nan")})
     with pytest.raises(TrainingError, match="step 2: the loss on the held-out rows is not finite"):
         SFT(start, demonstrations(20), tmp_path / "run", seed=3)
+    with pytest.raises(TrainingError, match="step 0: the loss on the held-out rows is not finite: look at them, and"):
+        replace(SFT, eval_start=True)(start, demonstrations(20), tmp_path / "start", seed=3)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class HeldOut:
 
     def before(self, learner: Learner) -> None:
         """Evaluate the start; it is told, and no candidate for the best."""
-        self.begun = self.evaluation.measure(learner, self.items)
+        self.begun = self._measured(learner, step=0)
         self.values[0] = self.begun[self.evaluation.criterion]
 
     def after(self, learner: Learner, step: int, total: int) -> dict[str, float]:
@@ -121,13 +121,8 @@ class HeldOut:
         if step % self.every and step != total:
             return {}
         criterion = self.evaluation.criterion
-        measured = self.evaluation.measure(learner, self.items)
-        value = measured[criterion]
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {step}: the {criterion} on the held-out rows is not finite: look at them, or lower lr"
-            )
-        self.values[step] = value
+        measured = self._measured(learner, step)
+        self.values[step] = value = measured[criterion]
         if self.evaluation.better(value, self.best):
             self.best_step, self.best, self.waited = step, value, 0
             facts, weights = {"key": self.key, "step": step, f"eval_{criterion}": value}, learner.optimiser.weights()
@@ -135,6 +130,14 @@ class HeldOut:
         else:
             self.waited += 1
         return {f"eval_{name}": value for name, value in measured.items()}
+
+    def _measured(self, learner: Learner, step: int) -> dict[str, float]:
+        """Return the measures after `step` steps; raises `TrainingError` where the criterion has no value."""
+        measured, criterion = self.evaluation.measure(learner, self.items), self.evaluation.criterion
+        if not math.isfinite(measured[criterion]):
+            mend = "look at them, or lower lr" if step else "look at them, and at what judges them"
+            raise TrainingError(f"step {step}: the {criterion} on the held-out rows is not finite: {mend}")
+        return measured
 
     def tidy(self, referenced: Collection[int]) -> None:
         """Remove kept weights but the best and those that a saved training state still refers to; one process does."""
