@@ -18,8 +18,9 @@ from posttrain.core.errors import ConfigError, DataError, TrainingError
 from posttrain.core.types import Checkpoint, Completion, Cost, Example, Message, Prompt, Sampling, Score, Usage
 from posttrain.engines.meter import Account
 from posttrain.preference import _online
+from posttrain.preference._batch import Question
 from posttrain.preference._held_out import greedy_reward
-from posttrain.preference._online import Question, Sampler
+from posttrain.preference._online import Sampler
 from posttrain.preference._rewards import Rewards
 from posttrain.preference._rollout_log import RolloutLog
 from posttrain.training.rollouts import Policy
@@ -245,7 +246,7 @@ def asked_once(judge, *, only=()):
         for i, text in enumerate(("a", "bb", "ccc"))
     ]  # fmt: skip
     log = RolloutLog(path=Path("unused"), questions=0)
-    sampler = Sampler(method=replace(BASE, batch_size=1), policy=policy, rewards=rewards, samples=2, log=log)
+    sampler = Sampler(method=replace(BASE, batch_size=1), asked=(), policy=policy, rewards=rewards, samples=2, log=log)
     learner = SimpleNamespace(cost=Cost())
     return greedy_reward(sampler).measure(learner, questions), learner.cost
 

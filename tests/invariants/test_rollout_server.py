@@ -32,6 +32,11 @@ BASE = Grpo(
     lr=1e-2, epochs=2, batch_size=3, save_every=2, dtype="float32",
 )  # fmt: skip
 AHEAD = replace(BASE, overlap=1, truncate=2.0)
+PPO = Ppo(
+    task=BASE.task, rewards=BASE.rewards, rollout_tokens=6, samples=2, lr=1e-2, value_lr=1e-2, epochs=2, batch_size=3,
+    save_every=2, iterations=2, dtype="float32",
+)  # fmt: skip
+PPO_AHEAD = replace(PPO, overlap=1, truncate=2.0, kl_target=0.05, kl_horizon=20)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,7 @@ def test_an_adapter_is_merged_into_what_is_sent(start, tmp_path):
     [
         pytest.param(BASE, 3, id="in_step"),
         pytest.param(AHEAD, 3, id="ahead"),
+        pytest.param(PPO_AHEAD, 3, id="ppo_ahead"),
         pytest.param(AHEAD, 1, id="ahead_from_nothing", marks=pytest.mark.slow),
     ],
 )
@@ -102,6 +108,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(method, lines, star
         assert steps_asked(server)[0] == (lines // 2) * 2  # only what came after the saved state
     same(weights(resumed), weights(expected), rtol=0, atol=0)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    if isinstance(method, Ppo):  # the weight of the KL has moved in every step, and went on from where it was
+        assert len({row["kl_weight"] for row in metrics(tmp_path / "cut")}) == 6
     tokens = [replace(made.cost.usage, calls=0) for made in (resumed, expected)]
     assert tokens[0] == tokens[1]
 
@@ -133,33 +141,59 @@ def test_rollouts_are_drawn_while_the_step_trains(start, tmp_path, monkeypatch):
         of(replace(AHEAD, epochs=1), server)(start, ROWS, tmp_path, seed=3)
 
 
-def test_a_step_ahead_is_worked_out_by_transformers_alone(start, tmp_path):
-    """The second step: samples of W₀, trained from W₁ with the gradient Σ c A min(π₁ / μ₀, 2) ∇log π₁."""
-    method = replace(AHEAD, batch_size=7, save_every=1)
+def second_step(method, start, tmp_path):
+    """Train two steps of all rows, the second drawn ahead. Returns the model after the first step, and of each sample of the
+    second its reward, log π₁ as transformers has it from that model, and log μ₀ as the server told it.
+    """
     with policy_server(start=start.path) as server:
-        whole = of(method, server)
+        whole = of(replace(method, batch_size=7, save_every=1), server)
         killed_after(lambda: whole(start, ROWS, tmp_path / "cut", seed=3), 2)
         first = replace(whole, epochs=1)(start, ROWS, tmp_path / "first", seed=3)
-    drawn = json.loads((tmp_path / "cut" / "state" / "step-00000001" / "facts.json").read_text())["fresh"]["drawn"]
-    known, net = tokenizer(), load(first.path, dtype="float32").model
-    loss, weighed = torch.zeros((), dtype=torch.double), []
-    for row, each in zip(step_rows(1, rows=7, batch_size=7, seed=3), drawn, strict=True):
-        rewards = torch.tensor([float(bool(re.search("[a-m]", said["text"]))) for said in each]).double()
-        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+    facts = json.loads((tmp_path / "cut" / "state" / "step-00000001" / "facts.json").read_text())["fresh"]
+    known, net, found = tokenizer(), load(first.path, dtype="float32").model, []
+    for row, each in zip(step_rows(1, rows=7, batch_size=7, seed=3), facts.get("sampler", facts)["drawn"], strict=True):
         asked = render_prompt(known, [Message(role="user", content=ROWS[row]["prompt"])])
-        for said, advantage in zip(each, advantages, strict=True):
+        for said in each:
             ends = [] if said["end_token"] is None else [said["end_token"]]
             new = [*said["tokens"], *ends]
             sampler = torch.tensor([*said["logprobs"], *([said["end_logprob"]] if ends else [])]).double()
             logits = net(torch.tensor([[*asked, *new]])).logits[0, len(asked) - 1 : -1].double()
             logps = logits.log_softmax(-1).gather(1, torch.tensor(new)[:, None])[:, 0]
-            weight = (logps.detach() - sampler).exp().clamp(max=2.0)
-            weighed += weight.tolist()
-            loss = loss - advantage * (weight * logps).mean() / 28
+            found.append((float(bool(re.search("[a-m]", said["text"]))), logps, sampler))
+    return net, found
+
+
+def gradient_norm(net) -> float:
+    return float(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm())
+
+
+def test_a_step_ahead_is_worked_out_by_transformers_alone(start, tmp_path):
+    """The second step: samples of W₀, trained from W₁ with the gradient Σ c A min(π₁ / μ₀, 2) ∇log π₁."""
+    net, drawn = second_step(AHEAD, start, tmp_path)
+    rewards = torch.tensor([reward for reward, *_ in drawn]).double().view(7, 4)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
+    loss, weighed = torch.zeros((), dtype=torch.double), []
+    for advantage, (_, logps, sampler) in zip(advantages.flatten(), drawn, strict=True):
+        weight = (logps.detach() - sampler).exp().clamp(max=2.0)
+        weighed += weight.tolist()
+        loss = loss - advantage * (weight * logps).mean() / 28
     loss.backward()
-    norm = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
     assert max(weighed) == 2.0 > min(weighed)
-    assert metrics(tmp_path / "cut")[1]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert metrics(tmp_path / "cut")[1]["grad_norm"] == pytest.approx(gradient_norm(net), rel=1e-4)
+
+
+def test_a_step_of_ppo_ahead_is_worked_out_by_transformers_alone(start, tmp_path):
+    """Without KL, whitening and a value model that learns A is the reward: −mean of R min(π₁ / μ₀, 2) ∇log π₁."""
+    plain = replace(PPO_AHEAD, kl=0.0, kl_target=0.0, whiten=False, lam=1.0, value_lr=1e-30, iterations=1, samples=4)
+    net, drawn = second_step(plain, start, tmp_path)
+    weights_N = torch.cat([(logps.detach() - sampler).exp().clamp(max=2.0) for _, logps, sampler in drawn])
+    rewards_N = torch.cat([torch.full_like(sampler, reward) for reward, _, sampler in drawn])
+    (-(rewards_N * weights_N * torch.cat([logps for _, logps, _ in drawn])).mean()).backward()
+    assert float(weights_N.max()) == 2.0 > float(weights_N.min())
+    row = metrics(tmp_path / "cut")[1]
+    assert row["value"] == pytest.approx(0.0, abs=1e-20)
+    assert row["grad_norm_policy"] == pytest.approx(gradient_norm(net), rel=1e-4)
+    assert row["policy_loss"] == pytest.approx(-float((rewards_N * weights_N).mean()), rel=1e-4)
 
 
 def test_the_fingerprint_names_the_weights(start):
@@ -218,12 +252,8 @@ def test_two_processes_follow_the_trajectory_of_one(start, tmp_path):
 
 
 def test_ppo_takes_a_server_too(start, tmp_path):
-    method = Ppo(
-        task=BASE.task, rewards=BASE.rewards, rollout_tokens=6, samples=2, lr=1e-3, batch_size=3, epochs=1, iterations=2,
-        kl=0.0, dtype="float32",
-    )  # fmt: skip
     with policy_server(start=start.path) as server:
-        of(method, server)(start, ROWS, tmp_path, seed=3)
+        of(replace(PPO, epochs=1, kl=0.0), server)(start, ROWS, tmp_path, seed=3)
         assert steps_asked(server) == [0, 1, 2]
     assert all("policy_loss" in row for row in metrics(tmp_path))
 
@@ -250,6 +280,7 @@ UNABLE = {
     "together tells no sample's own tokens": {"rollout_server": "openai:toy,url=http://h/v1,update=vllm,together=true"},
     "overlap = 2 must be 0 or 1": {"overlap": 2},
     "overlap needs rollout_server": {"overlap": 1},
+    "truncate = -1 must be at least 0": {"truncate": -1},
     "set truncate": {"overlap": 1, "rollout_server": "openai:url=http://h/v1,update=vllm"},
     "leave one out": {
         "overlap": 1, "truncate": 2.0, "resample": 1, "rollout_server": "openai:url=http://h/v1,update=vllm",

@@ -16,7 +16,8 @@ from ..core.errors import ConfigError, TrainingError, did_you_mean
 from ..training.heldout import Evaluation
 from ..training.settings import LoopSettings
 from ..training.step import Learner
-from ._online import Batch, Question, Sampler
+from ._batch import Batch, Question
+from ._online import Sampler
 
 __all__ = ["greedy_reward"]
 

@@ -1,4 +1,4 @@
-"""What online methods share: their settings, the questions they ask, and a step's samples with what they are worth."""
+"""What online methods share: their settings, how rows are read as questions, and how a step's samples are drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
 
 from ..core.environment import Environment
 from ..core.errors import ConfigError, DataError
@@ -30,11 +29,12 @@ from ..training.rows import fits
 from ..training.session import Session
 from ..training.settings import TrainerSettings
 from ..verifiers.build import weighted
+from ._batch import Batch, Question
 from ._rewards import AsAsked, Rewarded, Rewards, identified, overlong_punishment
 from ._rollout_log import RolloutLog
-from ._rollout_server import RolloutServer, identified_server
+from ._rollout_server import RolloutServer, check_server, following, identified_server
 
-__all__ = ["Batch", "OnlineSettings", "Question", "Sampler", "check_online", "identity", "questions_of"]
+__all__ = ["OnlineSettings", "Sampler", "check_online", "identity", "questions_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,8 @@ class OnlineSettings(TrainerSettings):
     rollout_tokens: int = 256  # of a sample, at most; the environment's words among them
     rollout_temperature: float = 1.0
     rollout_server: str = ""  # `openai:…` with update=: who draws the samples; "": this process
+    overlap: int = 0  # steps that a server draws samples ahead, while the model trains: 0 or 1
+    truncate: float = 0.0  # cap of the importance weight against the engine that sampled; 0: no weight
     show_rollouts: int = 1  # questions of each step whose samples are written to `rollouts.jsonl`
     overlong: int = 0  # tokens before the limit from which on length is punished; 0: it is not
     drop_cut: bool = False  # learn nothing from samples that the limit ended
@@ -64,7 +66,10 @@ class OnlineSettings(TrainerSettings):
 
 def check_online(method: OnlineSettings, name: str) -> None:
     """Raise `ConfigError` for settings that cannot be."""
-    least_of = {"rollout_tokens": 1, "overlong": 0, "minibatches": 1, "iterations": 1, "kl": 0, "show_rollouts": 0}
+    check_server(method, name)
+    least_of = {
+        "rollout_tokens": 1, "overlong": 0, "minibatches": 1, "iterations": 1, "kl": 0, "show_rollouts": 0, "truncate": 0,
+    }  # fmt: skip
     for field, least in least_of.items():
         if getattr(method, field) < least:
             raise ConfigError(f"{name}: {field} = {getattr(method, field)} must be at least {least}")
@@ -110,17 +115,6 @@ def identity(method: OnlineSettings) -> OnlineSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A row: what is asked, and the example that grading needs. `tokens`: of the rendered prompt."""
-
-    row: int
-    prompt: Prompt
-    example: Example
-    tokens: int
-    only: tuple[str, ...] = ()  # the rewards that score it; none: all of them
-
-
 def questions_of(session: Session, method: OnlineSettings) -> tuple[list[Question], int]:
     """Return the rows as questions, and how many are left out because no sample would fit behind them."""
     tokenizer, limit = session.opened.loaded.tokenizer, method.max_length or session.context
@@ -153,60 +147,11 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The samples of some questions. `rewards_PK` is what they are trained on, `given` what each verifier said,
-    by the measure's name."""
-
-    questions: Sequence[Question]
-    rollouts: Sequence[Sequence[Rollout]]
-    rewards_PK: Tensor
-    given: Mapping[str, Tensor]
-    cost: Cost
-
-    def of(self, chosen: Sequence[int]) -> Batch:
-        """Return the part with these questions, at no cost."""
-        at = list(chosen)
-        return Batch(
-            questions=[self.questions[i] for i in at], rollouts=[self.rollouts[i] for i in at],
-            rewards_PK=self.rewards_PK[at], given={name: v[at] for name, v in self.given.items()}, cost=Cost(),
-        )  # fmt: skip
-
-    def and_(self, other: Batch) -> Batch:
-        """Return both together."""
-        return Batch(
-            questions=[*self.questions, *other.questions], rollouts=[*self.rollouts, *other.rollouts],
-            rewards_PK=torch.cat([self.rewards_PK, other.rewards_PK]), cost=self.cost + other.cost,
-            given={name: torch.cat([v, other.given[name]]) for name, v in self.given.items()},
-        )  # fmt: skip
-
-    def measures(self) -> dict[str, float]:
-        """Return what a line of metrics tells of the samples; standard deviations and zero variance are within prompts."""
-        flat = [rollout for rollouts in self.rollouts for rollout in rollouts]
-        logps = [logp for rollout in flat for logp in rollout.sampler_logps if logp == logp]
-        distinct = [len({r.words for r in rollouts}) / len(rollouts) for rollouts in self.rollouts]
-        told = {
-            "reward": float(self.rewards_PK.mean()),
-            **{name: float(v.nanmean()) for name, v in self.given.items() if not bool(v.isnan().all())},
-            "reward_std": float(self.rewards_PK.std(1).mean()) if self.rewards_PK.shape[1] > 1 else 0.0,
-            "zero_variance": float((self.rewards_PK == self.rewards_PK[:, :1]).all(1).double().mean()),
-            "distinct": sum(distinct) / len(distinct),
-            "reply_tokens": sum(rollout.encoded.trained for rollout in flat) / len(flat),
-            "cut": sum(rollout.cut for rollout in flat) / len(flat),
-        }
-        guessed = sum(rollout.guessed for rollout in flat)
-        told |= {"guessed": guessed / len(flat)} if guessed else {}
-        if any(rollout.said for rollout in flat):
-            told["turns"] = sum(m.role == "assistant" for rollout in flat for m in rollout.said) / len(flat)
-        unread = [float((v.isnan() & ~v.isnan().all(1, keepdim=True)).double().mean()) for v in self.given.values()]
-        told |= {"unscored": max(unread)} if any(unread) else {}
-        return told | ({"entropy": -sum(logps) / len(logps)} if logps else {})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
     """Asks the policy and the verifiers."""
 
     method: OnlineSettings
+    asked: Sequence[Question]  # those that are trained on, of which a step's are dealt out
     policy: Policy
     rewards: Rewards
     samples: int  # of each question
@@ -232,11 +177,12 @@ class Sampler:
             environment = build_environment(method.environment, verifier=rewards.verifier, golds=golds)
         server = None
         if method.rollout_server:
-            name, weighs = type(method).__name__.lower(), bool(getattr(method, "truncate", 0))
+            name, weighs = type(method).__name__.lower(), bool(method.truncate)
             server = RolloutServer.open(method.rollout_server, name, policy, out=session.out, needs_logprobs=weighs)
         return cls(
             method=method, policy=policy, rewards=rewards, samples=samples, environment=environment, server=server,
             log=RolloutLog(path=session.out / "rollouts.jsonl", questions=method.show_rollouts),
+            asked=[question for question in questions if question.row not in session.held],
         )  # fmt: skip
 
     @contextmanager
@@ -258,15 +204,13 @@ class Sampler:
         if self.server is not None:
             self.server.load(state)
 
-    def __call__(
-        self, questions: Sequence[Question], *, step: int, attempt: int = 0, following: Sequence[Question] = ()
-    ) -> Batch:
+    def __call__(self, questions: Sequence[Question], *, step: int, attempt: int = 0) -> Batch:
         """Return the samples of a step and what they are worth; a further `attempt` of the step draws others.
 
-        A server draws those of the `following` step's questions meanwhile.
+        With `overlap` a server draws those of the following step's questions meanwhile.
         """
         policy = self.policy if not attempt else replace(self.policy, seed=rng(self.policy.seed, attempt).getrandbits(60))
-        rollouts, cost = self._drawn(policy, questions, step, again=attempt > 0, following=following)
+        rollouts, cost = self._drawn(policy, questions, step, again=attempt > 0)
         worth: Rewarded = self.rewards(
             [question.example for question in questions], [[r.completion.text for r in each] for each in rollouts],
             [question.row for question in questions], [question.only for question in questions],
@@ -283,11 +227,12 @@ class Sampler:
         return Batch(questions=questions, rollouts=rollouts, rewards_PK=rewards_PK, given=given, cost=cost + worth.cost)
 
     def _drawn(
-        self, policy: Policy, questions: Sequence[Question], step: int, *, again: bool, following: Sequence[Question]
+        self, policy: Policy, questions: Sequence[Question], step: int, *, again: bool
     ) -> tuple[list[list[Rollout]], Cost]:
         prompts = [question.prompt for question in questions]
         if self.server is not None:
-            ahead = [question.prompt for question in following]
+            coming = following(self.asked, step, self.method, seed=self.policy.seed) if self.method.overlap else ()
+            ahead = [question.prompt for question in coming]
             return self.server.rollouts(policy, prompts, step=step, samples=self.samples, again=again, following=ahead)
         if self.environment is None:
             return policy.rollouts(prompts, step=step, samples=self.samples)

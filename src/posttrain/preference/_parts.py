@@ -18,7 +18,8 @@ from ..training.processes import say
 from ..training.rollouts import Rollout
 from ..training.session import group_work
 from ..training.step import Work
-from ._online import Batch, OnlineSettings
+from ._batch import Batch
+from ._online import OnlineSettings
 
 __all__ = [
     "Counts", "Part", "asking_work", "flat", "part_work", "parts_of", "pieces_of", "rewards_at_both_ends", "shares_of",

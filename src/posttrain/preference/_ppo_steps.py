@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.masks import Encoded
 from ..losses.gae import advantages, whitened
-from ._online import Batch
+from ._batch import Batch
 from ._parts import Counts, pieces_of
 
 __all__ = ["Steps", "steps_of"]

@@ -11,7 +11,7 @@ from ..training.rollouts import Rollout
 from ..training.state import Metrics
 
 if TYPE_CHECKING:
-    from ._online import Batch
+    from ._batch import Batch
 
 __all__ = ["RolloutLog"]
 

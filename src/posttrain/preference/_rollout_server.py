@@ -47,32 +47,32 @@ class _Asks(Protocol):
     @property
     def rollout_temperature(self) -> float: ...
     @property
+    def overlap(self) -> int: ...
+    @property
+    def truncate(self) -> float: ...
+    @property
     def epochs(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
 
 
-def check_server(method: _Asks, name: str, *, overlap: int = 0, truncate: float = 0.0, resample: int = 0) -> None:
+def check_server(method: _Asks, name: str) -> None:
     """Raise `ConfigError` for settings of rollouts from a server that cannot be."""
-    if overlap not in (0, 1):
-        raise ConfigError(f"{name}: overlap = {overlap} must be 0 or 1: the steps that rollouts are drawn ahead")
-    if overlap and not method.rollout_server:
+    if method.overlap not in (0, 1):
+        raise ConfigError(f"{name}: overlap = {method.overlap} must be 0 or 1: the steps that rollouts are drawn ahead")
+    if method.overlap and not method.rollout_server:
         raise ConfigError(
             f"{name}: overlap needs rollout_server: rollouts in this process would wait for the training all the same"
         )
-    if overlap and not truncate:
+    if method.overlap and not method.truncate:
         raise ConfigError(
             f"{name}: overlap trains on samples of the weights of a step before: set truncate (2, say), which weighs tokens "
             "by how likely they are now against then"
         )
-    if overlap and resample:
-        raise ConfigError(
-            f"{name}: resample asks for more samples within a step, and overlap for all of them before: leave one out"
-        )
     if not method.rollout_server:
         return
     server_of(method.rollout_server, name)
-    if truncate and method.rollout_temperature != 1:
+    if method.truncate and method.rollout_temperature != 1:
         raise ConfigError(
             f"{name}: truncate weighs tokens by what the server says of them, and that is known at rollout_temperature=1 "
             f"alone, not at {method.rollout_temperature}"

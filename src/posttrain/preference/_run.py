@@ -10,8 +10,9 @@ from ..training.rollouts import Fresh
 from ..training.session import Session
 from ..training.start_model import StartModel
 from ..training.step import Objective
+from ._batch import Question
 from ._held_out import greedy_reward
-from ._online import Question, Sampler
+from ._online import Sampler
 from ._parts import rewards_at_both_ends
 
 __all__ = ["train_online"]

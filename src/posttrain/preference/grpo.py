@@ -43,9 +43,9 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps
-from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
+from ._batch import Batch, Question
+from ._online import OnlineSettings, Sampler, check_online, identity, questions_of
 from ._parts import Counts, Part, asking_work, flat, part_work, parts_of, shares_of
-from ._rollout_server import check_server, following
 from ._run import train_online
 
 __all__ = ["Grpo"]
@@ -86,8 +86,6 @@ class Grpo(OnlineSettings):
     dual_clip: float = 0.0  # c of the lower bound for A < 0; 0: none
     reduction: Reduction = "sequence"
     kl_in: Literal["loss", "reward"] = "loss"
-    truncate: float = 0.0  # cap of the importance weight against the engine that sampled; 0: no weight
-    overlap: int = 0  # steps that a server draws samples ahead, while the model trains: 0 or 1
     resample: int = 0  # times that prompts without a difference in reward are replaced by new ones (dynamic sampling)
     lr: float = 1e-6
     schedule: Schedule = "constant"
@@ -104,13 +102,11 @@ class Grpo(OnlineSettings):
         held_to = open_start_model(session, temperature=self.rollout_temperature) if self.kl else None
         sampler = Sampler.open(session, self, questions, samples=self.group)
         objective = _Objective(self, session.opened.loaded.shape, session.frozen_backbone, session.module.packs)
-        asked = [question for question in questions if question.row not in session.held]
-        stepper = _Stepper(self, session, sampler, objective, asked, held_to)
+        stepper = _Stepper(self, session, sampler, objective, held_to)
         return train_online(session, sampler, objective, stepper, questions, dropped=dropped, held_to=held_to)
 
     def _check_settings(self) -> None:
         check_online(self, "grpo")
-        check_server(self, "grpo", overlap=self.overlap, truncate=self.truncate, resample=self.resample)
         if self.group < 2 and (self.baseline != "zero" or self.scale == "group"):
             raise ConfigError(
                 f"grpo: group = {self.group}: samples of a prompt are compared with each other: draw 2 or more"
@@ -120,8 +116,12 @@ class Grpo(OnlineSettings):
                 f"grpo: clip_low = {self.clip_low} must be in (0, 1], clip_high = {self.clip_high} positive, and dual_clip "
                 f"= {self.dual_clip} above 1 (or 0: off)"
             )
-        if self.truncate < 0 or self.resample < 0:
-            raise ConfigError(f"grpo: truncate = {self.truncate} and resample = {self.resample} must not be negative")
+        if self.resample < 0:
+            raise ConfigError(f"grpo: resample = {self.resample} must not be negative")
+        if self.resample and self.overlap:
+            raise ConfigError(
+                "grpo: resample asks for more samples within a step, and overlap for all of them before: leave one out"
+            )
         if self.resample and self.group < 2:
             raise ConfigError(f"grpo: resample looks for samples that differ, and group = {self.group}: draw 2 or more")
         if self.dual_clip and self.surrogate != "clip":
@@ -145,7 +145,6 @@ class _Stepper:
     session: Session
     sampler: Sampler
     objective: _Objective
-    questions: Sequence[Question]  # that may be asked in place of others: none that is held out
     held_to: StartModel | None
 
     def state(self) -> dict[str, Any]:
@@ -191,11 +190,10 @@ class _Stepper:
 
     def _sampled(self, rows: Sequence[Question], step: int) -> tuple[Batch, int]:
         """Return a step's samples; with `resample`, of prompts whose samples differ in reward (DAPO, section 3.2)."""
-        ahead = following(self.questions, step, self.method, seed=self.session.seed) if self.method.overlap else ()
-        batch, asked = self.sampler(rows, step=step, following=ahead), len(rows)
+        batch, asked = self.sampler(rows, step=step), len(rows)
         if not self.method.resample:
             return batch, asked
-        pool = list(self.questions)
+        pool = list(self.sampler.asked)
         rng(self.session.seed, "resample", step).shuffle(pool)
         first = {question.row for question in rows}
         pool = [question for question in pool if question.row not in first]

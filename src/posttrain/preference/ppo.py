@@ -7,7 +7,8 @@ last one's has R on top; a value model V says what is to be expected in front of
     L   = mean over tokens of  −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A)  +  c · ½ max((V − R̂)², (clip V − R̂)²)
 
 with ρ = π(a_t) / π_old(a_t) and R̂ = A + V_old (`losses/gae.py`, `losses/policy.py`); A is whitened over the whole step.
-With `kl_in=loss` the KL is a part of the loss instead, with its exact gradient (`losses/kl.py`). Nothing comes after a
+With `kl_in=loss` the KL is a part of the loss instead, with its exact gradient (`losses/kl.py`). With `truncate=c` each
+token's surrogate is weighed by min(π_old / μ, c) for the μ of who sampled it (`losses/policy.py`). Nothing comes after a
 sample's last token, whether it ended or was cut: no value is put behind it.
 
 Metrics beside those of the samples (`reward`, `reward_<verifier>`, `watched_<verifier>`, `cut`, …): `kl` (mean
@@ -31,7 +32,7 @@ from ..core.types import Checkpoint, ModelShape
 from ..data.masks import Encoded
 from ..losses.gae import value_clipped, value_loss
 from ..losses.kl import Estimator, kl_estimate, kl_loss
-from ..losses.policy import clipped, surrogate
+from ..losses.policy import clipped, importance, surrogate
 from ..losses.reduce import token_mean
 from ..models.actor_critic import ActorCritic
 from ..stats.flops import train_flops
@@ -42,11 +43,11 @@ from ..training.session import Session
 from ..training.start_model import StartModel, open_start_model
 from ..training.step import Work
 from ..training.token_logps import token_logps, token_values
+from ._batch import Batch, Question
 from ._kl_weight import KlWeight
-from ._online import Batch, OnlineSettings, Question, Sampler, check_online, identity, questions_of
+from ._online import OnlineSettings, Sampler, check_online, identity, questions_of
 from ._parts import Counts, asking_work, flat, part_work, shares_of
 from ._ppo_steps import Steps, steps_of
-from ._rollout_server import check_server
 from ._run import train_online
 
 __all__ = ["Ppo"]
@@ -120,7 +121,6 @@ class Ppo(OnlineSettings):
 
     def _check_settings(self) -> None:
         check_online(self, "ppo")
-        check_server(self, "ppo")
         for name, good, must in (
             ("samples", self.samples >= 1, "be at least 1"),
             ("gamma", 0 <= self.gamma <= 1, "be in [0, 1]"),
@@ -156,10 +156,11 @@ class _Stepper:
     kl_weight: KlWeight
 
     def state(self) -> dict[str, Any]:
-        return self.kl_weight.state()
+        return {**self.kl_weight.state(), "sampler": self.sampler.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.kl_weight.load(state)
+        self.sampler.load(state["sampler"])
 
     def __call__(self, rows: Sequence[Question], step: int) -> FreshItems:
         batch = self.sampler(rows, step=step)
@@ -276,6 +277,8 @@ class _Objective:
         ratios_N = logps_N - old_N
         low, high = method.clip_low, method.clip_high
         value_N = surrogate(ratios_N, advantages_N, logps_N, low=low, high=high)
+        if method.truncate:
+            value_N = value_N * importance(old_N, sampler_N, cap=method.truncate)
         if method.kl_in == "loss" and items[0].beta:
             reference_N = flat(item.reference for item in items).to(logps_N)
             penalty_N = kl_loss(logps_N, reference_N, old_N, estimator=method.kl_estimator)
