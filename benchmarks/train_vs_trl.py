@@ -15,7 +15,8 @@ sft, dpo, reward: the loss is of the completion only. DPO's time includes the re
 every round beside TRL's best setting: TRL with float32 weights, gradients and moments and autocast, as wide as what
 posttrain's optimiser sees, at the best setting of a search of its own (`trl_equal_types`, of two finalists as well) and with
 all rows in one micro-batch (`trl_at_once`); TRL at its defaults, which are the same types, batch 8 and gradient
-checkpointing; and the limit: forward and backward of the same tokens without any logits or optimiser.
+checkpointing; and two limits without an optimiser: forward and backward of the same tokens without any logits, and, but for
+reward models, which have none, with the products that logits take, and DPO's reading of the start.
 
 grpo: a step is sampling, rewarding and one update: `--batch` questions, `--samples` completions each, temperature 1, no KL,
 TRL sampling through transformers' `generate` (its default). The reward is a pseudo-random function of the text, so that

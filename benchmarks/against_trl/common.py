@@ -106,17 +106,11 @@ def ratios(ours: Sequence[Found], theirs: Sequence[Found], of: Mapping[str, str]
 def write(
     args: argparse.Namespace, unit: str, summary: Any, rounds: Any, extra: Any, searched: Any, settings: Mapping[str, Any]
 ) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=BENCHMARKS, check=False
-    ).stdout.strip()
     given = [f"--{name}" for name in ("natural", "quick") if getattr(args, name)]
     result = {
         "benchmark": f"train_vs_trl {args.mode}",
         "command": " ".join(["python benchmarks/train_vs_trl.py", args.mode, *given]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "hardware": {"processor": _processor(), "threads": args.threads, "system": platform.system()},
-        "versions": {name: version(name) for name in ("posttrain", "torch", "transformers", "trl")},
+        **facts(args.threads, "trl"),
         "settings": {
             "model": Path(args.model).name, "dtype": args.dtype, "batch": args.batch, "steps": args.steps, **settings
         },
@@ -130,6 +124,17 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {path}")
+
+
+def facts(threads: int, *peers: str) -> dict[str, Any]:
+    """Return what a result says of when, where and with what it was measured."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=BENCHMARKS, check=False)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "hardware": {"processor": _processor(), "threads": threads, "system": platform.system()},
+        "versions": {name: version(name) for name in ("posttrain", "torch", "transformers", *peers)},
+    }
 
 
 def _processor() -> str:

@@ -81,6 +81,22 @@ def measure(job: dict[str, Any], out: Path) -> Found:
 def measure_posttrain(job: dict[str, Any], rows: Sequence[dict[str, str]], out: Path) -> Steps:
     from posttrain.core.types import Checkpoint
     from posttrain.engines.local import engine
+    from posttrain.preference.grpo import Grpo
+
+    if job["full"]:  # nothing ends a completion but the limit; TRL has a setting for it
+        engine.end_ids = lambda *_: frozenset()  # type: ignore[assignment]
+    function = "some_flat,gold=true" if job["flat"] else "apart"
+    method = Grpo(
+        task="gsm8k", task_data=job["data"], rewards=(f"function:call={rewards.__file__}:{function}",), group=job["samples"],
+        rollout_tokens=job["tokens"], batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=LR,
+    )  # fmt: skip
+    steps = watched(every=job["every"])
+    method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
+    return steps
+
+
+def watched(*, every: bool) -> Steps:
+    """Have posttrain's GRPO in this process note its steps; with `every` it trains completions without an advantage too."""
     from posttrain.preference import grpo
     from posttrain.training.rollouts import Policy
     from posttrain.training.step import Learner
@@ -101,16 +117,8 @@ def measure_posttrain(job: dict[str, Any], rows: Sequence[dict[str, str]], out: 
         return found
 
     Learner.update, Policy.rollouts = updated, sampled  # type: ignore[method-assign]
-    if job["full"]:  # nothing ends a completion but the limit; TRL has a setting for it
-        engine.end_ids = lambda *_: frozenset()  # type: ignore[assignment]
-    if job["every"]:  # completions without an advantage too
+    if every:
         grpo.parts_of = lambda *args, **given: parts_of(*args, **{**given, "every": True})
-    function = "some_flat,gold=true" if job["flat"] else "apart"
-    method = grpo.Grpo(
-        task="gsm8k", task_data=job["data"], rewards=(f"function:call={rewards.__file__}:{function}",), group=job["samples"],
-        rollout_tokens=job["tokens"], batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=LR,
-    )  # fmt: skip
-    method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
     return steps
 
 

@@ -52,6 +52,7 @@ def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path
     from posttrain.preference.reward_model import RewardModel
     from posttrain.training import reference
     from posttrain.training.batching import step_rows
+    from posttrain.training.kept_logps import KeptLogps
     from posttrain.training.step import Learner
 
     ends: list[float] = []
@@ -63,6 +64,7 @@ def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path
         return found
 
     Learner.update = timed  # type: ignore[method-assign]
+    KeptLogps.get = lambda *_: None  # type: ignore[method-assign]  # what a round before has read is read again
     kind = {"sft": Sft, "dpo": Dpo, "reward": RewardModel}[job["mode"]]
     method = kind(batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=1e-5)
     method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
@@ -157,6 +159,7 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
 
     loaded = load(job["model"], dtype=job["dtype"])
     forward = Forward(loaded.model)
+    head = loaded.model.get_output_embeddings().weight.detach()
     ends: list[float] = []
     lengths = row_tokens(job, rows)
     tokens, computed, trained = [], 0, 0
@@ -171,12 +174,26 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
             hidden = forward.hidden(packed)
             hidden.backward(torch.ones_like(hidden))
             computed, trained = computed + packed.tokens, trained + len(packed.targets_N)
+            if job.get("whole"):
+                with torch.no_grad():
+                    reads = [hidden] if job["mode"] == "sft" else [hidden, forward.hidden(packed)]  # DPO's start
+                    for i, read in enumerate(reads):
+                        _products(read, head, backward=i == 0)
         loaded.model.zero_grad()
         tokens.append(sum(lengths[i] for i in chosen))
         ends.append(time.perf_counter())
     shape = loaded.shape
-    head = 0.0 if job["mode"] == "reward" else shape.head_params * trained / (shape.matmul_params * computed)
-    return {**rates(ends, tokens, job), "products_of_the_head": head}  # left out, as a share of those that are measured
+    share = 0.0 if job["mode"] == "reward" else shape.head_params * trained / (shape.matmul_params * computed)
+    return {**rates(ends, tokens, job), "products_of_the_head": share}  # as a share of the others, in it or not
+
+
+def _products(hidden_ND: Any, head_VD: Any, *, backward: bool) -> None:
+    """Do a head's matrix products, in blocks of tokens, and nothing else: logits, and their gradients' where wanted."""
+    for block_ND in hidden_ND.split(512):
+        logits_NV = block_ND.mm(head_VD.T)
+        if backward:
+            logits_NV.mm(head_VD)
+            logits_NV.T.mm(block_ND)
 
 
 # The comparison ------------------------------------------------------------------------------------------------------
@@ -211,6 +228,8 @@ def compare(args: argparse.Namespace) -> None:
             defaults = {"device_batch": 8, "attention": "sdpa", "defaults": True, "dtype": "float32"}
             sides["trl_defaults"] = {**base, "side": "trl", **defaults}
     sides["limit_without_logits"] = {**base, "side": "limit"}
+    if args.mode != "reward":
+        sides["limit_with_logits"] = {**base, "side": "limit", "whole": True}
     rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
     for side, names in best_of.items():
         winner = winner_of({name: rounds[name] for name in names}, unit)
@@ -225,6 +244,8 @@ def compare(args: argparse.Namespace) -> None:
         limit = rounds["limit_without_logits"]
         summary["of_the_limit"] = ratios(rounds["posttrain"], limit, {"speed_ratio": unit})
         summary["of_the_limit"]["products_of_the_head"] = limit[0]["products_of_the_head"]
+    if rounds.get("limit_with_logits"):
+        summary["of_the_limit_with_logits"] = ratios(rounds["posttrain"], rounds["limit_with_logits"], {"speed_ratio": unit})
     print(f"{args.mode}: TRL's best is batch {best['device_batch']}, {best['attention']}")
     for name, told in {"trl_best": summary, **{n: t for n, t in summary.items() if isinstance(t, dict)}}.items():
         low, high = told["speed_ratio_range"]

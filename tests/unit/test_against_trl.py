@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,47 @@ def test_trl_is_asked_the_same_questions_for_as_many_tokens(compared, questions,
     assert theirs.drawn == mine.drawn
     assert [sorted(step) for step in theirs.trained] == [sorted(step) for step in mine.trained]
     assert len(theirs.ends) == len(mine.ends) == len(theirs.sampling) == len(mine.sampling) == 2
+
+
+REWARD = "rule:parses=false,steps=false,regex='[a-e]'"
+
+
+def a_training(tmp_path):
+    """The job of `benchmarks/skip_flat.py` for a tiny training, as its posttrain.json would say it."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i} and {i}?", "answer": str(i)}) + "\n" for i in range(12)))
+    method = ours.Grpo(
+        task="reasoning_gym/chain_sum", rewards=(REWARD,), group=2, rollout_tokens=3, batch_size=4, dtype="float32", lr=1e-2,
+        eval_share=0.2,
+    )  # fmt: skip
+    start = tiny_models.ending_folder(tmp_path / "model")
+    config = json.loads(json.dumps(asdict(method)))
+    return {"config": config, "data": str(data), "start": str(start), "steps": 3, "threads": 1, "seed": 3}
+
+
+def test_flat_ones_are_skipped_and_trained_with_the_same_loss_and_gradient(compared, tmp_path, monkeypatch):
+    import skip_flat
+
+    job = a_training(tmp_path)
+    skipped = skip_flat.measure({**job, "every": False})
+    every = skip_flat.measure({**job, "every": True})
+    assert len(skipped["steps"]) == len(every["steps"]) == 2  # the first one warms up
+    assert every["trained_completions_per_step"] == every["completions_per_step"] == 8
+    kept = [step["trained"] for step in skipped["steps"]]
+    assert kept == pytest.approx([1 - step["zero_variance"] for step in skipped["steps"]])
+    assert min(kept) < 1
+    assert max(kept) > 0
+    for a, b in zip(skipped["steps"], every["steps"], strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-7)
+    skip_flat.check(skipped, every)
+
+
+@pytest.mark.parametrize(("name", "value"), [("reward", 0.4), ("grad_norm", 1.2), ("loss", 0.5)])
+def test_sides_that_differ_in_more_are_refused(compared, name, value):
+    import skip_flat
+
+    step = {"loss": 0.1, "grad_norm": 1.0, "reward": 0.5, "zero_variance": 0.5, "trained": 0.5, "reply_tokens": 3.0}
+    skip_flat.check({"steps": [step]}, {"steps": [step | {"trained": 1.0, "grad_norm": 1.01}]})
+    with pytest.raises(SystemExit, match="differ in more than what they trained"):
+        skip_flat.check({"steps": [step]}, {"steps": [step | {name: value}]})
