@@ -21,6 +21,7 @@ from posttrain.models.load import load
 from posttrain.preference.grpo import Grpo
 from posttrain.preference.ppo import Ppo
 from posttrain.training.batching import step_rows
+from posttrain.training.settings import key_config
 from posttrain.training.step import Learner
 
 torch.set_num_threads(1)
@@ -256,6 +257,13 @@ def test_ppo_takes_a_server_too(start, tmp_path):
         of(replace(PPO, epochs=1, kl=0.0), server)(start, ROWS, tmp_path, seed=3)
         assert steps_asked(server) == [0, 1, 2]
     assert all("policy_loss" in row for row in metrics(tmp_path))
+
+
+def test_settings_at_their_defaults_leave_the_keys_of_finished_runs_alone():
+    """`truncate` was grpo's from the beginning, and ppo's is new."""
+    assert not {"overlap", "truncate"} & key_config(PPO).keys()
+    assert {"overlap", "truncate"} <= key_config(PPO_AHEAD).keys()
+    assert {"overlap", "truncate"} & key_config(BASE).keys() == {"truncate"}
 
 
 def test_held_out_questions_are_answered_here(start, tmp_path):

@@ -37,6 +37,7 @@ LATER = {
     "on_policy": 0.0, "rollout_tokens": 128, "rollout_temperature": 1.0, "watched": (),
     "rollout_server": "", "overlap": 0, "eval_by": "reward",
 }  # fmt: skip
+LATER_OF = {"Ppo": {"truncate": 0.0}}  # those that one trainer had from its beginning, and this one got
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def key_config(method: Any) -> dict[str, Any]:
     A shared setting, or a later one, is left out at its default: the keys of finished runs stay what they were.
     """
     config: Mapping[str, Any] = asdict(method)
-    shared = {f.name: f.default for f in fields(LoopSettings)} | LATER
+    shared = {f.name: f.default for f in fields(LoopSettings)} | LATER | LATER_OF.get(type(method).__name__, {})
     return {
         name: value
         for name, value in config.items()
