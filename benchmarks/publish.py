@@ -47,12 +47,21 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "kto": [("judgements", ["kto"]), ("preference", ["kto"])],
     "preference_sft": [("judgements", ["chosen"]), ("preference-sft", ["chosen", "best", "ranked", "weighted"])],
     "scored_responses": [("preference-sft", ["best", "weighted"])],
-    "verified_traces": [("feedback", ["rft-greedy"]), ("self-taught", ["test-1", "test-2"])],
+    "verified_traces": [
+        ("feedback", ["rft-greedy"]),
+        ("rlhf", ["rft-greedy"]),
+        ("self-taught", ["test-1", "test-2"]),
+    ],
     "distill": [("distillation", ["token", "on-policy", "on-policy-forward"])],
     "distilled": [("distillation", ["sequence"])],
     "mixed": [("domain", ["tuned-replay"])],
     "worked_examples": [("quickstart", ["sft-greedy"])],
-    "grpo": [("feedback", ["rft-greedy", "grpo"]), ("rlhf", ["grpo"]), ("grpo", ["rft-greedy", "grpo-greedy"])],
+    "grpo": [
+        ("feedback", ["rft-greedy", "grpo"]),
+        ("rlhf", ["grpo"]),
+        ("grpo", ["rft-greedy", "grpo-greedy"]),
+    ],
+    "oreo": [("oreo", ["rejection", "offline", "value-beam", "online-1"])],
     "questions": [("r1-zero", ["zero-test"])],
     "verified_pairs": [("feedback", ["dpo"]), ("judgements", ["chosen", "dpo"]), ("preference", ["chosen", "dpo"])],
     "instructed": [("searches", ["instructed"])],
@@ -101,6 +110,7 @@ PLACES = dict.fromkeys(
     "judgements": "preference",
     "ai-feedback": "preference",
     "rlhf": "rl",
+    "oreo": "rl",
 }  # run -> its folder below docs/results
 PAGES = {  # run -> what comes first
     "searches": "[Beside all other searches](../results/searches.md). ",
@@ -112,7 +122,8 @@ PAGES = {  # run -> what comes first
     "judgements": "[Best of N under a reward model, N up to 128, and the DPO family](../results/preference/judgements.md). ",
     "ai-feedback": "[A taught labeller, its bias, and DPO on its labels](../results/preference/ai-feedback.md). ",
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
-    "rlhf": "[RLHF with a learned reward; PPO again, with other settings, +3.0](../results/rl/rlhf.md). ",
+    "rlhf": "[RLHF with a learned reward, and the run before, in which GRPO gained 5.0](../results/rl/rlhf.md). ",
+    "oreo": "[Offline, as the guide of a search, and online](../results/rl/oreo.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
     "(../results/preference/process-reward.md). ",

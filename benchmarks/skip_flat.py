@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         method(Checkpoint(path=Path(job["start"])), rows, Path(folder), seed=job["seed"])
         logged = read(Path(folder) / "metrics.jsonl")[1:]
     kept = ("loss", "grad_norm", "reward", "zero_variance", "trained", "reply_tokens")
-    return {**grpo.rates(steps), "steps": [{name: step[name] for name in kept} for step in logged]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {**grpo.rates(steps), "peak_gb": peak, "steps": [{name: step[name] for name in kept} for step in logged]}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

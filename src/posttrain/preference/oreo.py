@@ -59,6 +59,7 @@ class Oreo(TrainerSettings):
 
     version: ClassVar[str] = "1"
     scored: ClassVar[bool] = True  # rows keep their scores on the way here
+    measured: ClassVar[bool] = True
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2412.16145"
     cost: ClassVar[str] = (
         "7 forward passes per token of the responses and epoch, once (policy 3, value model 3, reference 1)"
