@@ -196,17 +196,18 @@ def speed() -> str:
         ("grpo", "GRPO on GSM8K questions, sampling included"),
     ):  # fmt: skip
         whole, quick = results / f"train_vs_trl_{mode}.json", results / f"train_vs_trl_{mode}_quick.json"
-        path = whole if whole.is_file() else quick
-        if path.is_file():
-            unit += "" if path == whole else " (quick: one round, small search)"
-            found = json.loads(path.read_text())
+        found_of = {path: json.loads(path.read_text()) for path in (whole, quick) if path.is_file()}
+        if len(found_of) == 2 and found_of[quick]["date"] < found_of[whole]["date"]:
+            del found_of[quick]
+        for path, found in found_of.items():
+            what = unit if path == whole else f"{unit} (quick: one round, small search)"
             summary, hardware = found["summary"], found["hardware"]
             peers = {"": summary, " with float32 weights and moments, autocast": summary.get("trl_equal_types")}
             for words, told in peers.items():
                 if told is not None:
                     low, high = told["speed_ratio_range"]
                     lines.append(
-                        f"| {unit}, bf16; peak memory {told['memory_ratio']:.2f}× | TRL {found['versions']['trl']}{words} | "
+                        f"| {what}, bf16; peak memory {told['memory_ratio']:.2f}× | TRL {found['versions']['trl']}{words} | "
                         f"{told['speed_ratio']:.2f}× ({low:.2f} to {high:.2f}) | "
                         f"{hardware['processor']}, {hardware['threads']} threads |"
                     )
