@@ -55,6 +55,16 @@ def exit_of(child: int) -> int:
 
 def killed_after(work: Callable[[], object], lines: int) -> None:
     """Run in a process of its own that gets SIGKILL when its metrics have that many lines."""
+
+    def with_count():
+        die_after(lines)
+        work()
+
+    assert exit_of(in_child(with_count)) == -signal.SIGKILL
+
+
+def die_after(lines: int) -> None:
+    """Let this process get SIGKILL when the metrics of what it trains have that many lines."""
     write = Metrics.write
 
     def counted(self, row):
@@ -62,11 +72,7 @@ def killed_after(work: Callable[[], object], lines: int) -> None:
         if row["step"] == lines and "loss" in row:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def with_count():
-        Metrics.write = counted
-        work()
-
-    assert exit_of(in_child(with_count)) == -signal.SIGKILL
+    Metrics.write = counted
 
 
 def two_processes(work: Callable[[], object], meeting: Path) -> list[int]:

@@ -184,6 +184,8 @@ class _Totals:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: PreferenceSft
     shape: ModelShape
     frozen_backbone: bool

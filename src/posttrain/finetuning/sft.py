@@ -84,6 +84,8 @@ class _Row:
 class _Objective:
     """Token-mean negative log-likelihood."""
 
+    side_by_side: ClassVar[bool] = True
+
     shape: ModelShape
     frozen_backbone: bool
     virtual_flops: Callable[..., float] = lambda tokens, backward: 0.0

@@ -167,6 +167,8 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: Dpo
     shape: ModelShape
     frozen_backbone: bool

@@ -218,6 +218,8 @@ def _differing(batch: Batch) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: Grpo
     shape: ModelShape
     frozen_backbone: bool

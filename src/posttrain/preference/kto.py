@@ -180,6 +180,8 @@ class _Totals:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: Kto
     shape: ModelShape
     frozen_backbone: bool

@@ -222,6 +222,8 @@ class _Stepper:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: Ppo
     shape: ModelShape
     value_shape: ModelShape

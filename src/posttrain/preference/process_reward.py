@@ -125,6 +125,8 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     shape: ModelShape
     frozen_backbone: bool
     noted: dict[int, list[float]] = field(default_factory=dict)  # probabilities of held-out rows, as last evaluated

@@ -171,6 +171,8 @@ class _Totals:
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
+    side_by_side: ClassVar[bool] = True
+
     method: RewardModel
     shape: ModelShape
     frozen_backbone: bool

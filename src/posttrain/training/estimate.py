@@ -48,6 +48,7 @@ class Sizes:
     full: bool = True  # all weights are trained, not an adapter
     shards: int = 1  # processes that each hold a slice of weights, masters, gradients and Adam's moments
     held: int = 0  # bytes of weights that are only read (a reference model's)
+    lanes: int = 1  # micro-batches at a time
     beside: Sizes | None = None  # a value model that is trained along, on the same tokens
 
 
@@ -65,6 +66,7 @@ class Estimate:
     overhead: int = 0
     seconds: float = 0.0
     steps: int = 0
+    lanes: int = 1
     free: int | None = None
 
     @property
@@ -101,11 +103,12 @@ def estimate(sizes: Sizes) -> Estimate:
     found = Estimate(
         weights=sizes.weights // sizes.shards + sizes.held,
         masters=0 if wide else 4 * sizes.trained // sizes.shards,
-        gradients=max(4, sizes.width) * sizes.trained // sizes.shards,
+        gradients=sizes.lanes * max(4, sizes.width) * sizes.trained // sizes.shards,
         adam=(2 if sizes.eight_bit else 2 * max(4, sizes.width)) * sizes.trained // sizes.shards,
         gathered=2 * (min(tables, sizes.weights) + 2 * one) if sizes.shards > 1 else 0,  # with as large gradients
-        activations=round(kept + layer),
-        logits=chunk + min(sizes.tokens * sizes.vocabulary * sizes.width, KEPT),
+        activations=sizes.lanes * round(kept + layer),
+        logits=sizes.lanes * (chunk + min(sizes.tokens * sizes.vocabulary * sizes.width, KEPT)),
+        lanes=sizes.lanes,
     )
     if sizes.beside is not None:
         found = _together(found, estimate(_alike(sizes.beside, sizes)))
@@ -114,7 +117,8 @@ def estimate(sizes: Sizes) -> Estimate:
 
 def _alike(beside: Sizes, sizes: Sizes) -> Sizes:
     """Return the second model's sizes under the first one's settings; overhead is of both together."""
-    return replace(beside, tokens=sizes.tokens, recomputed=sizes.recomputed, eight_bit=sizes.eight_bit, cpu=False)
+    shared = {name: getattr(sizes, name) for name in ("tokens", "recomputed", "eight_bit", "lanes")}
+    return replace(beside, **shared, cpu=False)
 
 
 def _together(one: Estimate, other: Estimate) -> Estimate:
@@ -213,8 +217,10 @@ def advice(sizes: Sizes, found: Estimate, *, longest: int, cuda: bool, world: in
         while fewer > longest and estimate(replace(sizes, tokens=fewer)).more > found.free:
             fewer = max(longest, fewer // 2)
         ways[f"tokens_per_microbatch={fewer}"] = replace(sizes, tokens=fewer)
+    if sizes.lanes > 1:
+        ways["lanes=1"] = replace(sizes, lanes=1)
     if not sizes.recomputed:
-        ways["activation_checkpointing=true"] = replace(sizes, recomputed=True)
+        ways["activation_checkpointing=true"] = replace(sizes, recomputed=True, lanes=1)
     if sizes.full:
         ways["adapter=lora"] = replace(sizes, trained=sizes.trained // 100)
     if cuda and not sizes.eight_bit:
@@ -238,7 +244,8 @@ def words(name: str, found: Estimate, *, asks: bool = False) -> str:
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size)
     free = "" if found.free is None else f"; {_gib(found.more)} beside the weights, {_gib(found.free)} free"
     time = _time(found.seconds) + (", were every sample as long as it may be and none without gradient" if asks else "")
-    return f"{name}: about {_gib(found.total)} of memory at most ({listed}){free}; {found.steps} steps, {time}"
+    lanes = f" in {found.lanes} lanes" if found.lanes > 1 else ""
+    return f"{name}: about {_gib(found.total)} of memory at most ({listed}){free}; {found.steps} steps{lanes}, {time}"
 
 
 def _gib(size: int) -> str:

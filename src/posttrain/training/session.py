@@ -20,6 +20,7 @@ from .batching import steps_per_epoch
 from .critic import Critic, CriticStart, open_critic
 from .estimate import advice, estimate, free_memory, measure, words
 from .heldout import OBJECTIVE, Evaluation, HeldOut, check_rows, question_of, split_by_question
+from .lanes import choose, hindrance, open_lanes
 from .loop import Companions, fit
 from .memory import forget_peak
 from .opening import Adaptation, Opened, open_start
@@ -175,18 +176,21 @@ class Session:
         held_out = self._held_out(trained, [item for item in items if item.row in self.held], evaluation)
         needs, parameters = self._estimate(objective, trained, held_out, held_bytes), self.opened.parameters
         module = self.module if self.critic is None else self.critic.beside(self.module)
+        lanes = open_lanes(module, needs["lanes"])
         if loop.activation_checkpointing:
             recompute_activations(self.opened.model)
             if self.critic is not None:
                 self.critic.recompute()
         sharded = loop.sharding == "full" and shard(self.module, self.opened.loaded.device)
         optimiser = Optimiser(module, _optimisation(method, loop, self.critic))
-        if not sharded:  # gradients of slices must come to FSDP's own hooks
+        if lanes is not None:
+            lanes.collect_into(optimiser)
+        elif not sharded:  # gradients of slices must come to FSDP's own hooks
             module.collect_into(optimiser.sink)
         learner = Learner(
             module=module, objective=objective, optimiser=optimiser, seed=self.seed,
             tokens_per_microbatch=self.tokens_per_microbatch, device=self.opened.loaded.device,
-            alarm=Alarm(factor=loop.explode) if loop.explode else None,
+            alarm=Alarm(factor=loop.explode) if loop.explode else None, lanes=lanes,
         )  # fmt: skip
         companions = Companions(
             held_out=held_out, samples=self._samples(generate), fresh=fresh, keep=loop.keep, track=loop.track,
@@ -200,6 +204,8 @@ class Session:
             judged = {} if held_out is None or judge is None else {"held_out": judge(learner, held_out.items)}
         finally:
             optimiser.close()
+            if lanes is not None:
+                lanes.close()
         if sharded:
             make_whole(self.module, frozen=self.opened.base is None)
         told = {"estimate": needs, **({} if held_out is None else {"evaluation": held_out.facts(total)}), **judged}
@@ -230,14 +236,17 @@ class Session:
         sizes, speed = measure(self.module, loaded.shape, full=not self.frozen_backbone, held=held_bytes, **how)
         if self.critic is not None:
             sizes = replace(sizes, beside=measure(self.critic.module, self.critic.loaded.shape, **how)[0])
+        name, free = type(method).__name__.lower(), free_memory(loaded.device)
+        hindered = hindrance((self.module, *([] if self.critic is None else [self.critic.module])), objective, loop)
+        sizes = replace(sizes, lanes=choose(name, loop.lanes, sizes, self.out, hindered=hindered, free=free))
         steps = method.epochs * steps_per_epoch(len(trained), method.batch_size)
         flops = method.epochs * sum(w.flops for w in work) * (4 / 3 if loop.activation_checkpointing else 1)
         if held_out is not None:
             once = sum(objective.work(item, backward=False).flops for item in held_out.items)
             flops += (-(-steps // held_out.every) + held_out.start) * once
-        found = replace(estimate(sizes), steps=steps, seconds=flops / speed / world, free=free_memory(loaded.device))
+        found = replace(estimate(sizes), steps=steps, seconds=flops / speed / world, free=free)
         asks = bool(getattr(method, "asks", False))  # how long its samples will be is not known
-        told = words(type(method).__name__.lower(), found, asks=asks)
+        told = words(name, found, asks=asks)
         better = advice(sizes, found, longest=longest, cuda=loaded.device.type == "cuda", world=world)
         say(told if better is None else f"{told}: {better}")
         by_first_process(lambda: write_json(self.out / "estimate.json", found.to_dict()))

@@ -18,6 +18,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 NEUTRAL = frozenset(
     {
         "activation_checkpointing",
+        "lanes",
         "eval_start",
         "keep",
         "explode",
@@ -47,6 +48,7 @@ class LoopSettings:
     decay_share: float = 0.2  # of all steps, with schedule=wsd
     optimiser: Literal["adamw", "adamw8bit"] = "adamw"
     activation_checkpointing: bool = False
+    lanes: int = 0  # micro-batches at a time, on a processor; 0: as many as help and fit
     eval_data: str | None = None  # file of held-out rows
     eval_share: float = 0.0  # or: share of the rows that is held out
     eval_every: int = 0  # optimiser steps; 0: after each epoch
@@ -80,7 +82,7 @@ class LoopSettings:
             "eval_share": 0 <= self.eval_share < 1,
             "explode": self.explode == 0 or self.explode > 1,
             "keep": self.keep >= 1,
-            **{field: getattr(self, field) >= 0 for field in ("eval_every", "patience", "sample_every")},
+            **{field: getattr(self, field) >= 0 for field in ("lanes", "eval_every", "patience", "sample_every")},
             **{field: getattr(self, field) >= 1 for field in ("sample_count", "sample_tokens")},
         }
         for field, fine in good.items():

@@ -17,6 +17,7 @@ from ..core.seeds import derive
 from ..core.types import Cost, Usage
 from .alarm import Alarm
 from .batching import dealt, micro_batches
+from .lanes import Lanes
 from .memory import peak_bytes
 from .optimiser import Optimiser
 from .processes import patient_group, rank_and_world
@@ -40,7 +41,10 @@ class Work:
 
 
 class Objective(Protocol):
-    """A method's loss. An item is one row or group of rows that must stay in one micro-batch; it has `row: int`."""
+    """A method's loss. An item is one row or group of rows that must stay in one micro-batch; it has `row: int`.
+
+    One that may be called by several threads at once, with modules of their own, says so: `side_by_side = True`.
+    """
 
     def work(self, item: Any, *, backward: bool = True) -> Work:
         """Return what an item costs in training, or (`backward=False`) in evaluation."""
@@ -74,6 +78,7 @@ class Learner:
     device: torch.device
     cost: Cost = field(default_factory=Cost)
     alarm: Alarm | None = None
+    lanes: Lanes | None = None  # micro-batches at once; their first module is `module`
 
     def update(self, items: Sequence[Any], *, step: int, lr: float) -> dict[str, float]:
         """Take optimiser step `step` (from 0) on all its items; returns the step's measures.
@@ -90,7 +95,7 @@ class Learner:
         work = [self.objective.work(item) for item in items]
         totals = self._totals(items, work)
         torch.manual_seed(derive(self.seed, "step", step, rank))
-        self.module.train()
+        self._mode(True)
         sums = self._shares(items, work, totals)
         if world > 1:
             if not self.optimiser.sharded:  # there each backward pass has done it
@@ -117,7 +122,7 @@ class Learner:
         """Return the measures over all these items as if they were one step, without dropout; changes no weight."""
         began = time.perf_counter()
         work = [self.objective.work(item, backward=False) for item in items]
-        self.module.eval()
+        self._mode(False)
         sums = self._shares(items, work, self._totals(items, work))
         if rank_and_world()[1] > 1:
             sums = _summed_over_processes(sums, self.device)
@@ -134,32 +139,43 @@ class Learner:
         if complete is None:
             return totals
         training = self.module.training
-        self.module.eval()
+        self._mode(False)
         sums = self._shares(items, work, totals)
         if rank_and_world()[1] > 1:
             sums = _summed_over_processes(sums, self.device)
         if self.optimiser.sharded:
             rest(self.module)
-        self.module.train(training)
+        self._mode(training)
         return complete(totals, sums)
 
     def _shares(self, items: Sequence[Any], work: Sequence[Work], totals: Any) -> dict[str, Tensor]:
         """Run this process's micro-batches, backward too where gradients are wanted; returns its shares of the measures."""
         rank, world = rank_and_world()
-        sums: dict[str, Tensor] = {}
         lengths = [w.tokens for w in work]
-        shares = [micro_batches(*share, self.tokens_per_microbatch) for share in dealt(items, lengths, world)]
-        for batch in shares[rank]:
-            loss, measures = self.objective(self.module, batch, totals)
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in {"loss": loss, **measures}.items():
-                value = torch.as_tensor(value).detach().double().cpu()
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
+        shares, budget = dealt(items, lengths, world), self.tokens_per_microbatch
+        if self.lanes is not None:
+            parts = [micro_batches(*part, budget) for part in dealt(*shares[rank], len(self.lanes))]
+            return _added(self.lanes.run(lambda module, lane: self._share(module, parts[lane], totals)))
+        batches = [micro_batches(*share, budget) for share in shares]
+        sums = self._share(self.module, batches[rank], totals)
         if self.optimiser.sharded:
-            missing = max(map(len, shares)) - len(shares[rank])
+            missing = max(map(len, batches)) - len(batches[rank])
             self._accompany(items[lengths.index(min(lengths))], totals, missing)
         return sums
+
+    def _share(self, module: nn.Module, batches: Sequence[Sequence[Any]], totals: Any) -> dict[str, Tensor]:
+        """Run some micro-batches one after the other; returns their shares of the measures."""
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            loss, measures = self.objective(module, batch, totals)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            told = {"loss": loss, **measures}
+            sums = _added([sums, {k: torch.as_tensor(value).detach().double().cpu() for k, value in told.items()}])
+        return sums
+
+    def _mode(self, training: bool) -> None:
+        (self.module if self.lanes is None else self.lanes).train(training)
 
     def _accompany(self, item: Any, totals: Any, times: int) -> None:
         """Run an item without weight: slices are gathered by all processes together, so all run as many micro-batches."""
@@ -208,6 +224,15 @@ class Learner:
             f"step {step + 1}: {why}; no weight was changed in this step. The largest by themselves are {rows}. Look at "
             "these rows, lower lr, or raise explode and run the same command again to go on"
         )
+
+
+def _added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Add measures by name, in this order."""
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
+    return sums
 
 
 def _add_over_processes(gradients: Sequence[Tensor]) -> None:
