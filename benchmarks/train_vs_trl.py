@@ -12,11 +12,13 @@ are measured in every round. Both optimise `--batch` rows a step. With bfloat16 
 moments in bfloat16 too; posttrain keeps them and a copy of the weights in float32.
 
 sft, dpo, reward: the loss is of the completion only. DPO's time includes the reference's log-probabilities. Measured in
-every round beside TRL's best setting: TRL with float32 weights, gradients and moments and autocast, as wide as what
-posttrain's optimiser sees, at the best setting of a search of its own (`trl_equal_types`, of two finalists as well) and with
-all rows in one micro-batch (`trl_at_once`); TRL at its defaults, which are the same types, batch 8 and gradient
-checkpointing; and two limits without an optimiser: forward and backward of the same tokens without any logits, and, but for
-reward models, which have none, with the products that logits take, and DPO's reading of the start.
+every round beside TRL's best setting: TRL in two processes that have half of the threads each (`trl_two_processes`, for
+posttrain, too, deals rows to the processors, in one process); TRL with float32 weights, gradients and moments and autocast,
+as wide as what posttrain's optimiser sees, at the best setting of a search of its own (`trl_equal_types`, of two finalists
+as well) and with all rows in one micro-batch (`trl_at_once`); TRL at its defaults, which are the same types, batch 8 and
+gradient checkpointing; and two limits without an optimiser: forward and backward of the same tokens without any logits, and,
+but for reward models, which have none, with the products that logits take, and DPO's reading of the start. The limits deal
+rows to the processors as posttrain does.
 
 grpo: a step is sampling, rewarding and one update: `--batch` questions, `--samples` completions each, temperature 1, no KL,
 TRL sampling through transformers' `generate` (its default). The reward is a pseudo-random function of the text, so that
@@ -49,10 +51,16 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     """Do one measurement, in this process."""
     import torch
 
-    torch.set_num_threads(job["threads"])
+    processes = job.get("processes", 1)
+    torch.set_num_threads(max(1, job["threads"] // processes))
     with tempfile.TemporaryDirectory() as out:
         found = (grpo if job["mode"] == "grpo" else offline).measure(job, Path(out))
-    return {**found, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if processes > 1:  # of all of them together
+        together = torch.tensor(peak)
+        torch.distributed.all_reduce(together)
+        peak = float(together)
+    return {**found, "peak_gb": peak}
 
 
 def from_hub(folder: Path, parser: argparse.ArgumentParser) -> Path:
@@ -71,7 +79,9 @@ def from_hub(folder: Path, parser: argparse.ArgumentParser) -> Path:
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        found = measure(json.loads(sys.argv[2]))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=[*MODES, "all"], nargs="?", default="all")

@@ -28,7 +28,8 @@ def read(path: Path, count: int | None = None) -> list[dict[str, Any]]:
 
 def run(job: Mapping[str, Any]) -> Found | None:
     """Measure in a process of its own; None where that fails, which is told."""
-    command = [sys.executable, str(COMMAND), "--worker", json.dumps(job)]
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.get('processes', 1)}"]
+    command = [sys.executable, *(several if "processes" in job else []), str(COMMAND), "--worker", json.dumps(job)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -50,9 +51,10 @@ def search(settings: Iterable[tuple[int, str, Mapping[str, Any]]], unit: str) ->
     for device_batch, attention, base in settings:
         job = {**base, "side": "trl", "device_batch": device_batch, "attention": attention}
         if found := run(job):
-            how = {"autocast": True} if base.get("autocast") else {}
+            how = {name: base[name] for name in ("autocast", "processes") if base.get(name)}
             searched.append({"device_batch": device_batch, "attention": attention, **how, **found})
-            show(f"TRL batch {device_batch} {attention}{', types as wide' if how else ''}", found, unit)
+            told = (", types as wide" if "autocast" in how else "") + (", 2 processes" if "processes" in how else "")
+            show(f"TRL batch {device_batch} {attention}{told}", found, unit)
     if not searched:
         sys.exit("TRL failed at every setting of the search: there is nothing to compare with")
     return searched
@@ -64,7 +66,7 @@ def finalists_of(searched: Sequence[dict[str, Any]], unit: str, *, quick: bool) 
 
 
 def setting_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"device_batch": entry["device_batch"], "attention": entry["attention"]}
+    return {name: entry[name] for name in ("device_batch", "attention", "processes") if name in entry}
 
 
 def in_rounds(sides: Mapping[str, Mapping[str, Any]], count: int, unit: str) -> dict[str, list[Found]]:

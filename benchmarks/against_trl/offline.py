@@ -103,13 +103,16 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> F
         path, dtype=getattr(torch, job["dtype"]), attn_implementation=job["attention"],
         **({"num_labels": 1} if job["mode"] == "reward" else {}),
     )  # fmt: skip
+    at_a_time = job["device_batch"] * job.get("processes", 1)
     common = {
         "output_dir": str(out), "per_device_train_batch_size": job["device_batch"], "num_train_epochs": 1,
-        "gradient_accumulation_steps": job["batch"] // job["device_batch"], "learning_rate": 1e-5, "report_to": [],
+        "gradient_accumulation_steps": job["batch"] // at_a_time, "learning_rate": 1e-5, "report_to": [],
         "save_strategy": "no", "use_cpu": True, "max_length": None, "disable_tqdm": True,
     }  # fmt: skip
     if not job["defaults"]:
         common |= {"gradient_checkpointing": False, "bf16": bool(job.get("autocast"))}
+    if "processes" in job:
+        common |= {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
     spent = 0.0
     if job["mode"] == "sft":
         config: Any = SFTConfig(**common, completion_only_loss=True)
@@ -155,10 +158,11 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
     from posttrain.models.forward import Forward
     from posttrain.models.load import load
     from posttrain.preference.dpo import encode_pair
-    from posttrain.training.batching import micro_batches, step_rows
+    from posttrain.training.batching import dealt, micro_batches, step_rows
+    from posttrain.training.lanes import Lanes
 
     loaded = load(job["model"], dtype=job["dtype"])
-    forward = Forward(loaded.model)
+    lanes = Lanes(Forward(loaded.model), min(2, job["threads"]))
     head = loaded.model.get_output_embeddings().weight.detach()
     ends: list[float] = []
     lengths = row_tokens(job, rows)
@@ -169,17 +173,25 @@ def measure_limit(job: dict[str, Any], rows: list[dict[str, str]], out: Path) ->
             groups: list[Any] = [[encode_row(loaded.tokenizer, rows[i], train="all", where="")] for i in chosen]
         else:
             groups = [encode_pair(loaded.tokenizer, rows[i], where="") for i in chosen]
-        for batch in micro_batches(groups, [sum(len(e.ids) for e in g) for g in groups], 1024):
-            packed = forward.batch(batch)
-            hidden = forward.hidden(packed)
-            hidden.backward(torch.ones_like(hidden))
-            computed, trained = computed + packed.tokens, trained + len(packed.targets_N)
-            if job.get("whole"):
-                with torch.no_grad():
-                    reads = [hidden] if job["mode"] == "sft" else [hidden, forward.hidden(packed)]  # DPO's start
-                    for i, read in enumerate(reads):
-                        _products(read, head, backward=i == 0)
-        loaded.model.zero_grad()
+        shares = dealt(groups, [sum(len(e.ids) for e in g) for g in groups], len(lanes))
+
+        def work(forward: Any, lane: int, shares: Any = shares) -> list[tuple[int, int]]:
+            counts = []
+            for batch in micro_batches(*shares[lane], 1024):
+                packed = forward.batch(batch)
+                hidden = forward.hidden(packed)
+                hidden.backward(torch.ones_like(hidden))
+                counts.append((packed.tokens, len(packed.targets_N)))
+                if job.get("whole"):
+                    with torch.no_grad():
+                        reads = [hidden] if job["mode"] == "sft" else [hidden, forward.hidden(packed)]  # DPO's start
+                        for i, read in enumerate(reads):
+                            _products(read, head, backward=i == 0)
+            forward.zero_grad()
+            return counts
+
+        for here, there in itertools.chain.from_iterable(lanes.run(work)):
+            computed, trained = computed + here, trained + there
         tokens.append(sum(lengths[i] for i in chosen))
         ends.append(time.perf_counter())
     shape = loaded.shape
@@ -213,6 +225,14 @@ def compare(args: argparse.Namespace) -> None:
     theirs = {f"trl_{i + 1}": entry for i, entry in enumerate(finalists_of(searched, unit, quick=args.quick))}
     sides |= {name: {**base, "side": "trl", **setting_of(entry)} for name, entry in theirs.items()}
     best_of = {"trl_best": list(theirs)}
+    if args.threads > 1:
+        many = {"processes": 2}
+        singly = [b for b in batches if args.batch % (2 * b) == 0]
+        found = search(((b, a, {**short, **many}) for b in singly for a in attentions), unit)
+        searched += found
+        theirs = {f"trl_two_processes_{i + 1}": entry for i, entry in enumerate(finalists_of(found, unit, quick=args.quick))}
+        sides |= {name: {**base, "side": "trl", **many, **setting_of(entry)} for name, entry in theirs.items()}
+        best_of["trl_two_processes"] = list(theirs)
     if not args.quick:
         wide = {"dtype": "float32", "autocast": args.dtype != "float32"}  # what the optimiser sees with us
         found = search(((b, a, {**short, **wide}) for b in batches for a in attentions), unit)
@@ -237,7 +257,7 @@ def compare(args: argparse.Namespace) -> None:
     best = sides["trl_best"]
     measures = {"speed_ratio": unit, "memory_ratio": "peak_gb"}
     summary = ratios(rounds["posttrain"], rounds["trl_best"], measures)
-    for name in ("trl_equal_types", "trl_at_once", "trl_defaults"):
+    for name in ("trl_two_processes", "trl_equal_types", "trl_at_once", "trl_defaults"):
         if rounds.get(name):
             summary[name] = ratios(rounds["posttrain"], rounds[name], measures)
     if rounds["limit_without_logits"]:
