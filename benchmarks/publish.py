@@ -59,10 +59,12 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     "grpo": [
         ("feedback", ["rft-greedy", "grpo"]),
         ("rlhf", ["grpo"]),
+        ("r1", ["rl-1-test", "rl-2-test"]),
         ("grpo", ["rft-greedy", "grpo-greedy"]),
     ],
     "oreo": [("oreo", ["rejection", "offline", "value-beam", "online-1"])],
     "questions": [("r1-zero", ["zero-test"])],
+    "reference_pairs": [("r1", ["rl-2-test"])],
     "verified_pairs": [("feedback", ["dpo"]), ("judgements", ["chosen", "dpo"]), ("preference", ["chosen", "dpo"])],
     "instructed": [("searches", ["instructed"])],
     "confidence_sampling": [("searches", ["confidence"])],
@@ -99,6 +101,7 @@ PLACES = dict.fromkeys(
     ),
     "finetuning",
 ) | {
+    "r1": "rl",
     "r1-zero": "rl",
     "grpo": "rl",
     "process-reward": "preference",
@@ -124,6 +127,7 @@ PAGES = {  # run -> what comes first
     "grpo": "[From one SFT start](../results/rl/grpo.md); [RL alone, +22.4 points](../results/rl/r1-zero.md). ",
     "rlhf": "[RLHF with a learned reward, and the run before, in which GRPO gained 5.0](../results/rl/rlhf.md). ",
     "oreo": "[Offline, as the guide of a search, and online](../results/rl/oreo.md). ",
+    "r1": "[DeepSeek-R1's pipeline in small, stage by stage](../results/rl/r1.md). ",
     "r1-zero": "[RL alone from an instruct model](../results/rl/r1-zero.md). ",
     "process-reward": "[The first wrong step is found, F1 0.917, and which of 8 replies is best is not]"
     "(../results/preference/process-reward.md). ",

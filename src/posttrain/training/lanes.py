@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.files import read_json
+from ..models.forward import Forward
 from .estimate import Sizes, estimate
 from .optimiser import Optimiser
 from .processes import say
@@ -114,8 +115,12 @@ class _Gradients:
 
 
 def sharing_weights(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose parameters and buffers are the module's in memory, with gradients of their own."""
+    """Return a copy of a module whose parameters and buffers are the module's in memory, with gradients of their own.
+
+    Where the module's own gradients are collected is nothing that a copy may know of, or have a copy of.
+    """
     known: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    known |= {id(part._sink): None for part in module.modules() if isinstance(part, Forward)}
     for parameter in module.parameters():
         known[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     return copy.deepcopy(module, known)
