@@ -120,7 +120,8 @@ def measure_trl(job: dict[str, Any], rows: list[dict[str, str]], out: Path) -> F
     elif job["mode"] == "reward":
         config, kind = RewardConfig(**common), RewardTrainer
     else:
-        config = DPOConfig(**common, precompute_ref_log_probs=not job["defaults"])
+        ahead = not job["defaults"] and "processes" not in job  # TRL's processes look for it in folders of their own
+        config = DPOConfig(**common, precompute_ref_log_probs=ahead)
         kind = DPOTrainer
 
     class InOrder(kind):  # type: ignore[misc]
@@ -228,11 +229,10 @@ def compare(args: argparse.Namespace) -> None:
     if args.threads > 1:
         many = {"processes": 2}
         singly = [b for b in batches if args.batch % (2 * b) == 0]
-        found = search(((b, a, {**short, **many}) for b in singly for a in attentions), unit)
+        found = search(((b, a, {**short, **many}) for b in singly for a in attentions), unit, needed=False)
         searched += found
-        theirs = {f"trl_two_processes_{i + 1}": entry for i, entry in enumerate(finalists_of(found, unit, quick=args.quick))}
-        sides |= {name: {**base, "side": "trl", **many, **setting_of(entry)} for name, entry in theirs.items()}
-        best_of["trl_two_processes"] = list(theirs)
+        for entry in finalists_of(found, unit, quick=True):  # none, where it failed at every setting
+            sides["trl_two_processes"] = {**base, "side": "trl", **setting_of(entry)}
     if not args.quick:
         wide = {"dtype": "float32", "autocast": args.dtype != "float32"}  # what the optimiser sees with us
         found = search(((b, a, {**short, **wide}) for b in batches for a in attentions), unit)

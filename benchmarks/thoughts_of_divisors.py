@@ -1,0 +1,72 @@
+"""Whether the thoughts of a run on greatest common divisors are true: every `a mod b = c` in them, worked out again.
+
+    python benchmarks/thoughts_of_divisors.py runs/r1
+
+For every evaluation of one reply to each test question: replies with such steps, right steps among all, and of the right
+and of the wrong answers those whose steps are all right. A reply that a rule finds right may have come there by wrong steps:
+a reward for answers does not see them. Written beside the published report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from publish import PLACES
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = re.compile(r"(\d+) mod (\d+) = (\d+)")
+
+
+def true_steps(text: str) -> list[bool]:
+    """Tell of each step of a reply whether it is right."""
+    return [int(b) > 0 and int(a) % int(b) == int(c) for a, b, c in STEP.findall(text)]
+
+
+def judged(replies: dict[str, str], scores: dict[str, float]) -> dict[str, int]:
+    """Count replies with steps, steps, and answers by whether all steps before them are right."""
+    steps = {example: true_steps(text) for example, text in replies.items()}
+    thought = [example for example, found in steps.items() if found]
+    right = [example for example in thought if scores[example] == 1]
+    return {
+        "replies": len(replies),
+        "with_steps": len(thought),
+        "steps": sum(len(steps[example]) for example in thought),
+        "right_steps": sum(sum(steps[example]) for example in thought),
+        "right_answers": len(right),
+        "right_answers_by_right_steps": sum(all(steps[example]) for example in right),
+        "wrong_answers_by_right_steps": sum(all(steps[example]) for example in thought if scores[example] != 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    args = parser.parse_args()
+    tests = {rung["name"]: rung["label"] for rung in json.loads((args.run / "report.json").read_text())["rungs"]}
+    told: dict[str, Any] = {}
+    for name, label in tests.items():
+        (stage,) = args.run.glob(f"[0-9]*-{name}")
+        read = {kind: (stage / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines() for kind in ("samples", "ledger")}
+        samples, ledger = ([json.loads(line) for line in read[kind]] for kind in ("samples", "ledger"))
+        scores = {row["example"]: row["score"] for row in ledger}
+        told[label] = judged({row["example"]: row["text"] for row in samples}, scores)
+        found = told[label]
+        right, all_true = found["right_answers"], found["right_answers_by_right_steps"]
+        print(f"{label}: {found['right_steps']} of {found['steps']} steps are right; of {right} right answers, {all_true}")
+    name = yaml.safe_load((args.run / "resolved.yaml").read_text(encoding="utf-8"))["name"]
+    target = ROOT / "docs" / "results" / PLACES[name] / name / "thoughts.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(
+        json.dumps({"command": "python benchmarks/thoughts_of_divisors.py RUN", "stages": told}, indent=2) + "\n"
+    )
+    print(f"written: {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
