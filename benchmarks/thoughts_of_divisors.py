@@ -2,9 +2,10 @@
 
     python benchmarks/thoughts_of_divisors.py runs/r1
 
-For every evaluation of one reply to each test question: replies with such steps, right steps among all, and of the right
-and of the wrong answers those whose steps are all right. A reply that a rule finds right may have come there by wrong steps:
-a reward for answers does not see them. Written beside the published report.
+For every evaluation of one reply to each test question: replies with such steps, right steps among all, and of the right and
+of the wrong answers those whose steps are all right. A reply that a rule finds right may have come there by wrong steps: a
+reward for answers does not see them. Also how far guessing comes: how often each of the most frequent answers is given and
+is right, and what is right by the rule "2 where all numbers are even, otherwise 1". Written beside the published report.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from posttrain.tasks.registry import load_task
 from publish import PLACES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +31,7 @@ def true_steps(text: str) -> list[bool]:
     return [int(b) > 0 and int(a) % int(b) == int(c) for a, b, c in STEP.findall(text)]
 
 
-def judged(replies: dict[str, str], scores: dict[str, float]) -> dict[str, int]:
+def judged(replies: dict[str, str], scores: dict[str, float]) -> dict[str, Any]:
     """Count replies with steps, steps, and answers by whether all steps before them are right."""
     steps = {example: true_steps(text) for example, text in replies.items()}
     thought = [example for example, found in steps.items() if found]
@@ -44,11 +47,34 @@ def judged(replies: dict[str, str], scores: dict[str, float]) -> dict[str, int]:
     }
 
 
+def by_answer(given: dict[str, str | None], gold: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Count, of the answers that most questions have: those questions, the replies that give them, the right ones."""
+    return {
+        answer: {
+            "questions": count,
+            "given": sum(said == answer for said in given.values()),
+            "right": sum(said == answer == gold[example] for example, said in given.items()),
+        }
+        for answer, count in Counter(gold.values()).most_common(4)
+    }
+
+
+def by_parity(questions: dict[str, str], gold: dict[str, str]) -> int:
+    """Count what the rule "2 where all numbers are even, otherwise 1" has right."""
+    numbers = {example: re.findall(r"\d+", text) for example, text in questions.items()}
+    return sum(gold[example] == ("2" if all(int(n) % 2 == 0 for n in found) else "1") for example, found in numbers.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     args = parser.parse_args()
     tests = {rung["name"]: rung["label"] for rung in json.loads((args.run / "report.json").read_text())["rungs"]}
+    recipe = yaml.safe_load((args.run / "resolved.yaml").read_text(encoding="utf-8"))
+    task = load_task(recipe["task"], seed=recipe["seed"], sizes=recipe["examples"])
+    examples = list(task.examples("test"))
+    gold = {example.id: str(example.answer) for example in examples}
+    rule = by_parity({example.id: example.question for example in examples}, gold)
     told: dict[str, Any] = {}
     for name, label in tests.items():
         (stage,) = args.run.glob(f"[0-9]*-{name}")
@@ -56,14 +82,20 @@ def main() -> None:
         samples, ledger = ([json.loads(line) for line in read[kind]] for kind in ("samples", "ledger"))
         scores = {row["example"]: row["score"] for row in ledger}
         told[label] = judged({row["example"]: row["text"] for row in samples}, scores)
+        told[label]["by_answer"] = by_answer({row["example"]: row["answer"] for row in ledger}, gold)
         found = told[label]
-        right, all_true = found["right_answers"], found["right_answers_by_right_steps"]
-        print(f"{label}: {found['right_steps']} of {found['steps']} steps are right; of {right} right answers, {all_true}")
-    name = yaml.safe_load((args.run / "resolved.yaml").read_text(encoding="utf-8"))["name"]
-    target = ROOT / "docs" / "results" / PLACES[name] / name / "thoughts.json"
+        print(
+            f"{label}: {found['right_steps']} of {found['steps']} steps are right; right answers: {found['right_answers']},"
+        )
+        print(f"  by right steps alone {found['right_answers_by_right_steps']}; by answer {found['by_answer']}")
+    print(f"by the rule: {rule} of {len(gold)}")
+    target = ROOT / "docs" / "results" / PLACES[recipe["name"]] / recipe["name"] / "thoughts.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(
-        json.dumps({"command": "python benchmarks/thoughts_of_divisors.py RUN", "stages": told}, indent=2) + "\n"
+        json.dumps(
+            {"command": "python benchmarks/thoughts_of_divisors.py RUN", "right_by_parity": rule, "stages": told}, indent=2
+        )
+        + "\n"
     )
     print(f"written: {target.relative_to(ROOT)}")
 
