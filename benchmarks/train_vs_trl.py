@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch", type=int, help="rows (pairs, questions) of an optimiser step [default: 8; grpo: 4]")
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps, the first of which warms up")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two TRL settings, one round")
+    parser.add_argument("--rounds", type=int, help="[default: 3; with --quick 1]")
+    parser.add_argument("--quick", action="store_true", help="a search of two TRL settings, and fewer sides")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of results")
     of_grpo = parser.add_argument_group("grpo")
     of_grpo.add_argument("--samples", type=int, default=8, help="completions of a question")
@@ -111,7 +111,8 @@ def main() -> None:
         for mode in MODES if args.mode == "all" else (args.mode,):
             steps = args.steps or (3 if mode == "sft" and not args.quick else 2)
             batch = args.batch or (4 if mode == "grpo" else 8)
-            changed = {"mode": mode, "steps": steps, "batch": batch, "data": data}
+            rounds = args.rounds or (1 if args.quick else 3)
+            changed = {"mode": mode, "steps": steps, "batch": batch, "data": data, "rounds": rounds}
             (grpo if mode == "grpo" else offline).compare(argparse.Namespace(**{**vars(args), **changed}))
 
 

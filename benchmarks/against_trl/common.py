@@ -111,6 +111,7 @@ def write(
     args: argparse.Namespace, unit: str, summary: Any, rounds: Any, extra: Any, searched: Any, settings: Mapping[str, Any]
 ) -> None:
     given = [f"--{name}" for name in ("natural", "quick") if getattr(args, name)]
+    given += [f"--rounds {args.rounds}"] if args.quick and args.rounds > 1 else []
     result = {
         "benchmark": f"train_vs_trl {args.mode}",
         "command": " ".join(["python benchmarks/train_vs_trl.py", args.mode, *given]),

@@ -193,7 +193,7 @@ def compare(args: argparse.Namespace) -> None:
     if flat:
         sides["some_flat_skipped"] = {**base, "side": "posttrain", "flat": flat}
         sides["some_flat_trained"] = {**base, "side": "posttrain", "flat": flat, "every": True}
-    rounds = in_rounds(sides, 1 if args.quick else args.rounds, UNIT)
+    rounds = in_rounds(sides, args.rounds, UNIT)
     _check(rounds, whole, whole - flat * args.samples)
     report(args, sides, rounds, searched)
 

@@ -250,7 +250,7 @@ def compare(args: argparse.Namespace) -> None:
     sides["limit_without_logits"] = {**base, "side": "limit"}
     if args.mode != "reward":
         sides["limit_with_logits"] = {**base, "side": "limit", "whole": True}
-    rounds = in_rounds(sides, 1 if args.quick else args.rounds, unit)
+    rounds = in_rounds(sides, args.rounds, unit)
     for side, names in best_of.items():
         winner = winner_of({name: rounds[name] for name in names}, unit)
         rounds[side], sides[side] = rounds.pop(winner), sides.pop(winner)
