@@ -102,6 +102,7 @@ PLACES = dict.fromkeys(
     "finetuning",
 ) | {
     "r1": "rl",
+    "r1-steps": "rl",
     "r1-zero": "rl",
     "grpo": "rl",
     "process-reward": "preference",
@@ -204,7 +205,9 @@ def speed() -> str:
         if len(found_of) == 2 and found_of[quick]["date"] < found_of[whole]["date"]:
             del found_of[quick]
         for path, found in found_of.items():
-            what = unit if path == whole else f"{unit} (quick: one round, small search)"
+            times = len(found["rounds"]["posttrain"])
+            quick_of = f"{unit} (quick: {'one round' if times == 1 else f'{times} rounds'}, small search)"
+            what = unit if path == whole else quick_of
             summary, hardware = found["summary"], found["hardware"]
             peers = {"": summary, " with float32 weights and moments, autocast": summary.get("trl_equal_types")}
             for words, told in peers.items():

@@ -66,7 +66,7 @@ def measure_posttrain(job: dict[str, Any], rows: list[dict[str, str]], out: Path
     Learner.update = timed  # type: ignore[method-assign]
     KeptLogps.get = lambda *_: None  # type: ignore[method-assign]  # what a round before has read is read again
     kind = {"sft": Sft, "dpo": Dpo, "reward": RewardModel}[job["mode"]]
-    method = kind(batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=1e-5)
+    method = kind(batch_size=job["batch"], dtype=job["dtype"], save_every=0, lr=1e-5, lanes=job.get("lanes", 0))
     method(Checkpoint(path=Path(job["model"])), rows, out, seed=0)
     lengths = row_tokens(job, rows)
     order = [step_rows(s, rows=len(rows), batch_size=job["batch"], seed=0) for s in range(job["steps"])]

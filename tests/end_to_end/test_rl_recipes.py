@@ -73,6 +73,7 @@ def shrunk(name: str, folder: Path) -> Path:
         ["train-grpo-100", "train-grpo-300"],
     ),
     ("r1_zero", ["start", "zero-test"], ["zero"]),
+    ("r1_steps", ["cold-test", "rl-1-test", "rl-steps-test"], ["rl-1", "rl-steps"]),
     ("r1", ["start", "cold-test", "rl-1-test", "sft-test", "rl-2-test", "student-test"], ["rl-1", "rl-2"]),
 ])  # fmt: skip
 def test_the_recipe_runs(
