@@ -64,7 +64,6 @@ MEASURED: dict[str, list[tuple[str, list[str]]]] = {  # method -> runs with thei
     ],
     "oreo": [("oreo", ["rejection", "offline", "value-beam", "online-1"])],
     "questions": [("r1-zero", ["zero-test"])],
-    "reference_pairs": [("r1", ["rl-2-test"])],
     "verified_pairs": [("feedback", ["dpo"]), ("judgements", ["chosen", "dpo"]), ("preference", ["chosen", "dpo"])],
     "instructed": [("searches", ["instructed"])],
     "confidence_sampling": [("searches", ["confidence"])],
