@@ -5,7 +5,8 @@
 For every evaluation of one reply to each test question: replies with such steps, right steps among all, and of the right and
 of the wrong answers those whose steps are all right. A reply that a rule finds right may have come there by wrong steps: a
 reward for answers does not see them. Also how far guessing comes: how often each of the most frequent answers is given and
-is right, and what is right by the rule "2 where all numbers are even, otherwise 1". Written beside the published report.
+is right, and the rule "2 where all numbers are even, otherwise 1": what it has right, and how many replies say the same.
+Written beside the published report.
 """
 
 from __future__ import annotations
@@ -59,10 +60,9 @@ def by_answer(given: dict[str, str | None], gold: dict[str, str]) -> dict[str, d
     }
 
 
-def by_parity(questions: dict[str, str], gold: dict[str, str]) -> int:
-    """Count what the rule "2 where all numbers are even, otherwise 1" has right."""
-    numbers = {example: re.findall(r"\d+", text) for example, text in questions.items()}
-    return sum(gold[example] == ("2" if all(int(n) % 2 == 0 for n in found) else "1") for example, found in numbers.items())
+def by_parity(question: str) -> str:
+    """Answer by the rule "2 where all numbers are even, otherwise 1"."""
+    return "2" if all(int(number) % 2 == 0 for number in re.findall(r"\d+", question)) else "1"
 
 
 def main() -> None:
@@ -74,7 +74,8 @@ def main() -> None:
     task = load_task(recipe["task"], seed=recipe["seed"], sizes=recipe["examples"])
     examples = list(task.examples("test"))
     gold = {example.id: str(example.answer) for example in examples}
-    rule = by_parity({example.id: example.question for example in examples}, gold)
+    guess = {example.id: by_parity(example.question) for example in examples}
+    rule = sum(guess[example] == gold[example] for example in gold)
     told: dict[str, Any] = {}
     for name, label in tests.items():
         (stage,) = args.run.glob(f"[0-9]*-{name}")
@@ -82,12 +83,14 @@ def main() -> None:
         samples, ledger = ([json.loads(line) for line in read[kind]] for kind in ("samples", "ledger"))
         scores = {row["example"]: row["score"] for row in ledger}
         told[label] = judged({row["example"]: row["text"] for row in samples}, scores)
+        told[label]["answers_as_by_parity"] = sum(row["answer"] == guess[row["example"]] for row in ledger)
         told[label]["by_answer"] = by_answer({row["example"]: row["answer"] for row in ledger}, gold)
         found = told[label]
         print(
             f"{label}: {found['right_steps']} of {found['steps']} steps are right; right answers: {found['right_answers']},"
         )
-        print(f"  by right steps alone {found['right_answers_by_right_steps']}; by answer {found['by_answer']}")
+        print(f"  by right steps alone {found['right_answers_by_right_steps']}; by answer {found['by_answer']},")
+        print(f"  as the rule of parity has them {found['answers_as_by_parity']}")
     print(f"by the rule: {rule} of {len(gold)}")
     target = ROOT / "docs" / "results" / PLACES[recipe["name"]] / recipe["name"] / "thoughts.json"
     target.parent.mkdir(parents=True, exist_ok=True)

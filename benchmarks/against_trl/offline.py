@@ -262,6 +262,7 @@ def compare(args: argparse.Namespace) -> None:
             summary[name] = ratios(rounds["posttrain"], rounds[name], measures)
     if rounds["limit_without_logits"]:
         limit = rounds["limit_without_logits"]
+        summary["limit_of_trl_best"] = ratios(limit, rounds["trl_best"], {"speed_ratio": unit})
         summary["of_the_limit"] = ratios(rounds["posttrain"], limit, {"speed_ratio": unit})
         summary["of_the_limit"]["products_of_the_head"] = limit[0]["products_of_the_head"]
     if rounds.get("limit_with_logits"):

@@ -1,5 +1,6 @@
 """Lanes, micro-batches at once in two threads: one trajectory, the same numbers each time, and what cannot have them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ CASES = {
     "ranked": (PreferenceSft(lr=1e-2, batch_size=5, dtype="float32", margin="sigmoid"), preferences(13)),
     "kto": (test_kto.BASE, test_kto.ROWS),
     "reward": (replace(test_reward_training.BASE, **HELD), preferences(13)),
-    "grpo": (replace(test_grpo.BASE, kl=0.1, kl_in="loss", clip_high=0.3), test_grpo.ROWS),
+    "grpo": (replace(test_grpo.BASE, kl=0.1, kl_in="loss", clip_high=0.3, batch_size=4), test_grpo.ROWS),
     "ppo": (replace(test_ppo.BASE, **test_ppo.VARIANTS["adaptive"]), test_ppo.ROWS),
 }
 QUICK = ("sft", "sft_held_out", "sft_lora", "sft_prompt", "dpo", "kto", "reward", "ppo")
@@ -151,7 +152,7 @@ def test_the_gradient_is_that_of_both_lanes_rows_worked_out_by_transformers_alon
     loaded = load(folder(tmp_path / "model", llama(tie_word_embeddings=tied)), dtype=dtype)
     rows = [tokenizer()(f"{i} plus {i * 7} is much").input_ids for i in range(2)]
     module = Forward(loaded.model.requires_grad_(True))
-    lanes = open_lanes(module, 2)
+    lanes = open_lanes("sft", module, 2)
     optimiser = Optimiser(module, Optimisation(lr=1e-2))
     lanes.collect_into(optimiser)
 
@@ -196,21 +197,57 @@ def test_a_copy_has_the_weights_in_common_and_the_ties_among_them(tmp_path):
 
 def test_a_copy_that_reaches_into_the_first_is_noticed(tmp_path, capsys):
     module = Forward(load(folder(tmp_path / "model"), dtype="float32").model.requires_grad_(True))
-    assert open_lanes(module, 1) is None
+    assert open_lanes("sft", module, 1) is None
     layer = module.model.model.layers[0].mlp
     bias = torch.nn.Parameter(torch.zeros(32))
     layer.register_parameter("shift", bias)
     layer.register_forward_hook(lambda _module, _args, output: output + bias)  # a closure: its cell is not copied
-    assert open_lanes(module, 2) is None
+    assert open_lanes("sft", module, 2) is None
     assert "a copy of it reaches into the first): it is trained in one" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"sft: lanes = 2 cannot be: the model cannot be copied .*reaches into the first"):
+        open_lanes("sft", module, 2, wanted=2)
     assert all(p.grad is None for p in module.parameters())
 
 
 def test_a_model_that_cannot_be_copied_is_trained_in_one_lane(tmp_path, capsys):
     module = Forward(load(folder(tmp_path / "model"), dtype="float32").model)
     module.model.lock = threading.Lock()
-    assert open_lanes(module, 2) is None
+    assert open_lanes("sft", module, 2) is None
     assert "cannot be copied for several lanes (cannot pickle" in capsys.readouterr().err
+    del module.model.lock
+    module.model.model.layers[1].__class__.__deepcopy__ = lambda self, memo: torch.nn.Identity()  # a copy that is none
+    try:
+        assert open_lanes("sft", module, 2) is None
+    finally:
+        del module.model.model.layers[1].__class__.__deepcopy__
+    assert "several lanes (a copy of it fails: " in capsys.readouterr().err
+
+
+def test_what_was_not_opened_is_not_told(starts, tmp_path, monkeypatch, seen):
+    """A run whose model cannot be copied says in `posttrain.json` that it had one lane."""
+    method, data = CASES["sft"]
+    monkeypatch.setattr("posttrain.training.lanes._fault", lambda *_: "no")
+    made = method(starts("sft"), data, tmp_path / "out", seed=3)
+    assert not seen
+    assert json.loads((made.path / "posttrain.json").read_text())["estimate"]["lanes"] == 1
+
+
+def test_lanes_that_would_be_uneven_leave_all_threads_to_one_item_after_the_other(starts, tmp_path, seen):
+    class Module(torch.nn.Module):
+        pass
+
+    lanes = Lanes(Module(), 2)
+    assert lanes.deal("ab", [5, 5]) == [(["a"], [5]), (["b"], [5])]
+    assert lanes.deal("ab", [6, 4]) is not None  # 1.2 times the mean
+    assert lanes.deal("ab", [7, 4]) is None
+    assert lanes.deal("a", [5]) is None
+    assert lanes.deal("abc", [5, 5, 5]) is None  # 10 and 5 take longer than 15 by both threads
+    lanes.close()
+    one_row = replace(SFT, batch_size=1, epochs=1)
+    alone = replace(one_row, lanes=1)(starts("sft"), demonstrations(4), tmp_path / "one", seed=3)
+    beside = one_row(starts("sft"), demonstrations(4), tmp_path / "two", seed=3)
+    assert not seen
+    same(weights(beside), weights(alone), rtol=0, atol=0)
 
 
 def test_an_error_in_a_lane_is_raised_when_the_others_have_ended():

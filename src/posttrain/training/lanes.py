@@ -11,6 +11,7 @@ Costs, for each lane beside the first: the sum of the gradients, and the activat
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.files import read_json
 from ..models.forward import Forward
+from .batching import dealt
 from .estimate import Sizes, estimate
 from .optimiser import Optimiser
 from .processes import say
@@ -31,6 +33,7 @@ __all__ = ["Lanes", "choose", "hindrance", "open_lanes", "sharing_weights"]
 
 T = TypeVar("T")
 CHOSEN = 2  # lanes of a processor with at least as many threads, where nobody says how many
+EVEN = 1.2  # the fullest lane's tokens over the mean up to which lanes gain more than they wait for it
 
 
 class Lanes:
@@ -43,6 +46,16 @@ class Lanes:
 
     def __len__(self) -> int:
         return len(self.modules)
+
+    def deal(self, items: Sequence[T], lengths: Sequence[int]) -> list[tuple[list[T], list[int]]] | None:
+        """Return each lane's items and their lengths; None where all threads do better on one item after the other.
+
+        That is where a lane would have much more than the others, a step of a single row for example: two lanes do about
+        1.2 times what two threads do that share every product, and less than these when one of them has nothing left.
+        """
+        parts = dealt(items, lengths, len(self))
+        loads = [sum(part[1]) for part in parts]
+        return parts if max(loads) * len(loads) <= EVEN * sum(loads) else None
 
     def collect_into(self, optimiser: Optimiser) -> None:
         """Let backward passes sum each lane's gradients: the module's in the optimiser's masters, the others apart."""
@@ -126,28 +139,48 @@ def sharing_weights(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, known)
 
 
-def open_lanes(module: Any, count: int) -> Lanes | None:
-    """Return lanes of a module that no optimiser has yet; None for one lane, or where copies of it are not what they seem.
+def open_lanes(name: str, module: Any, count: int, *, wanted: int = 0) -> Lanes | None:
+    """Return lanes of a module that no optimiser has yet; None for one lane, or where it cannot be copied, which is told.
 
-    A copy is tried: a hook that holds on to a part of the first module would bring that part gradients from both.
+    Raises `ConfigError` where it cannot be copied though several lanes are `wanted`.
     """
     if count < 2:
         return None
     try:
         lanes = Lanes(module, count)
-        with torch.enable_grad():
-            found = lanes.modules[1](module.batch([[_Probe()]]))
-            sum(part.float().sum() for part in (found if isinstance(found, tuple) else (found,))).backward()
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (copy.Error, pickle.PicklingError, TypeError, RuntimeError) as error:  # a lock, a handle, a tensor with a history
+        why: str | None = _first_line(error)
     else:
-        if all(parameter.grad is None for parameter in module.parameters()):
-            lanes.modules[1].zero_grad(set_to_none=True)
+        why = _fault(lanes.modules[1], module)
+        if why is None:
             return lanes
-        module.zero_grad(set_to_none=True)
-        why = "a copy of it reaches into the first"
+    if wanted > 1:
+        raise ConfigError(f"{name}: lanes = {wanted} cannot be: the model cannot be copied ({why}). Leave lanes out")
     say(f"the model cannot be copied for several lanes ({why}): it is trained in one")
     return None
+
+
+def _fault(copied: Any, module: Any) -> str | None:
+    """Return what is wrong with a copy, tried on three tokens; None for one that works and has gradients of its own.
+
+    A hook that holds on to a part of the first module would bring that part the gradients of both. What a copy of an
+    architecture that is not known here may fail with is not known either: it is told, and the first module trains alone.
+    """
+    try:
+        with torch.enable_grad():
+            found = copied(module.batch([[_Probe()]]))
+            sum(part.float().sum() for part in (found if isinstance(found, tuple) else (found,))).backward()
+        reaches = any(parameter.grad is not None for parameter in module.parameters())
+        return "a copy of it reaches into the first" if reaches else None
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
+        return f"a copy of it fails: {_first_line(error)}"
+    finally:
+        for one in (copied, module):
+            one.zero_grad(set_to_none=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class _Probe:

@@ -176,7 +176,8 @@ class Session:
         held_out = self._held_out(trained, [item for item in items if item.row in self.held], evaluation)
         needs, parameters = self._estimate(objective, trained, held_out, held_bytes), self.opened.parameters
         module = self.module if self.critic is None else self.critic.beside(self.module)
-        lanes = open_lanes(module, needs["lanes"])
+        lanes = open_lanes(name, module, needs["lanes"], wanted=loop.lanes)
+        needs["lanes"] = 1 if lanes is None else len(lanes)
         if loop.activation_checkpointing:
             recompute_activations(self.opened.model)
             if self.critic is not None:

@@ -153,9 +153,9 @@ class Learner:
         rank, world = rank_and_world()
         lengths = [w.tokens for w in work]
         shares, budget = dealt(items, lengths, world), self.tokens_per_microbatch
-        if self.lanes is not None:
-            parts = [micro_batches(*part, budget) for part in dealt(*shares[rank], len(self.lanes))]
-            return _added(self.lanes.run(lambda module, lane: self._share(module, parts[lane], totals)))
+        if self.lanes is not None and (parts := self.lanes.deal(*shares[rank])) is not None:
+            cut = [micro_batches(*part, budget) for part in parts]
+            return _added(self.lanes.run(lambda module, lane: self._share(module, cut[lane], totals)))
         batches = [micro_batches(*share, budget) for share in shares]
         sums = self._share(self.module, batches[rank], totals)
         if self.optimiser.sharded:
