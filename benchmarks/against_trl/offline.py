@@ -262,7 +262,6 @@ def compare(args: argparse.Namespace) -> None:
             summary[name] = ratios(rounds["posttrain"], rounds[name], measures)
     if rounds["limit_without_logits"]:
         limit = rounds["limit_without_logits"]
-        summary["limit_of_trl_best"] = ratios(limit, rounds["trl_best"], {"speed_ratio": unit})
         summary["of_the_limit"] = ratios(rounds["posttrain"], limit, {"speed_ratio": unit})
         summary["of_the_limit"]["products_of_the_head"] = limit[0]["products_of_the_head"]
     if rounds.get("limit_with_logits"):
@@ -272,5 +271,10 @@ def compare(args: argparse.Namespace) -> None:
         low, high = told["speed_ratio_range"]
         memory = f", peak memory {told['memory_ratio']:.2f}" if "memory_ratio" in told else ""
         print(f"  posttrain / {name:20} speed {told['speed_ratio']:.2f} [{low:.2f}, {high:.2f}]{memory}")
+    if rounds["limit_without_logits"]:
+        told = summary["limit_of_trl_best"] = ratios(
+            rounds["limit_without_logits"], rounds["trl_best"], {"speed_ratio": unit}
+        )
+        print(f"  the limit without logits / trl_best: {told['speed_ratio']:.2f}")
     settings = {name: setting_of(side) for name, side in sides.items() if side["side"] == "trl"}
     write(args, unit, summary, rounds, {}, searched, settings)
